@@ -1,0 +1,274 @@
+#!/usr/bin/env python3
+"""GuardianBerry's camera daemon: sees people, keeps the clip, gets the picture out of the house.
+
+It reads H.264 from rpicam-vid, looks for people in the newest frame with YOLOv5, and makes two files an event:
+images/*.jpg, the first detection, written at once, and videos/*.mp4, a clip that begins a few seconds earlier. Both
+are put into two private S3 buckets, the newest image before everything else, and leave the disk once S3 has them.
+
+What happens when ...
+    the camera dies or hangs     it is stopped, reaped and started again; a clip under way is finished and kept
+    the network is down          files wait in images/ and videos/; recording and detection never notice
+    the disk fills               the oldest videos make room, each with a warning; alerts go on
+    the clock is wrong or jumps  durations never notice; events wait for the clock to be set and are then dated
+    the power goes               the clip loses less than a second, and the next start finishes and uploads it
+    this loop hangs              it is ended with a stack dump after LOOP_STALL_S, and launch.sh starts it again
+
+Configure it by editing the constants below. README.md explains each; the parts are in guardianberry/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+# ---- Events: when a recording starts and how long it lasts
+MAX_RECORDING_DURATION_S = 20  # of video in all, pre-roll included; longer clips reach S3 later on a slow uplink
+MIN_GAP_BETWEEN_VIDEO_START_S = 60  # from start to start: one alert a minute is enough to act on
+PERSON_GONE_AFTER_S = 2  # people are lost for a second when they turn or bend; 0 stops at the first frame without one
+PRE_ROLL_S = 3  # video from before the detection: how the person came in; kept in memory, 0.25 MB a second
+DETECTIONS_TO_START = 2  # of the last DETECTION_WINDOW_LOOKS; 1 is a frame faster, and each flicker is an event
+DETECTION_WINDOW_LOOKS = 3  # how many frames back a detection still counts
+
+# ---- Detector: YOLOv5, people only
+WEIGHTS = "yolov5n.pt"  # in models/: an official YOLOv5 checkpoint, fetched once where it is missing
+CONF_THRES = 0.255  # 0 to 1; below it a shadow is a person, above it a person in the dark is none
+IOU_THRES = 0.45  # 0 to 1; boxes that overlap more are one person
+MAX_DET = 1000  # people in one frame; a bound, not a setting
+DETECTOR_INPUT_WIDTH_PX = 640  # long side of what the network sees; smaller is faster and sees less far
+
+# ---- Camera
+FRAME_WIDTH_PX = 640
+FRAME_HEIGHT_PX = 480
+FRAME_RATE_FPS = 10  # enough to see what a person does; each frame more costs detection time and bytes
+KEY_FRAME_INTERVAL_FRAMES = FRAME_RATE_FPS  # a key frame a second: clips can begin only there
+BITRATE_BPS = 2_000_000  # 5 MB a clip; VC4's own default of 10 Mbit/s would be 25 MB
+CAMERA_STALL_S = 5  # without a byte: the camera hangs (rpicam-vid never gives up by itself) and is started again
+STREAM_URL = "tcp://127.0.0.1:8888"  # a stream started by hand is read from here; nothing ever listens here itself
+
+# ---- Files and buckets
+VIDEOS_BUCKET = "guardianberry.videos"
+IMAGES_BUCKET = "guardianberry.images"
+SERVER_SIDE_ENCRYPTION = "AES256"  # None for S3 servers that know no encryption
+JPEG_QUALITY = 85  # 0 to 100; 50 to 80 kB a picture, so that it is through a 300 kbit/s uplink in 2 s
+
+# ---- Clock and watchdog
+CLOCK_WAIT_S = 120  # after the boot; events wait this long for NTP to set the clock, then take it as it is
+CLOCK_SYNC_FILE = ""  # a file whose existence says that the clock is set; empty: ask systemd-timesyncd or the kernel
+LOOP_TICK_S = 0.5  # the loop comes round this often even without a frame
+LOOP_STALL_S = 60  # the loop has hung in native code: well above the slowest honest pass, a camera restart (3 s)
+
+HERE = Path(__file__).resolve().parent
+DEMO_GAP_S = 10  # in place of MIN_GAP_BETWEEN_VIDEO_START_S: nobody wants to watch a minute of empty room
+EXIT_CANNOT_RUN = 1  # now: another one runs, no weights; launch.sh tries again, with longer and longer pauses
+EXIT_NEEDS_EDITING = 2  # launch.sh does not try again: only an edit of this file helps
+
+log = logging.getLogger("guardianberry")
+
+
+def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
+    """Guard until `stop` is set. Files go to `folder`/videos and `folder`/images, which exist and are this process's."""
+    from guardianberry.camera import Camera
+    from guardianberry.clock import Clock, marker_exists, system_clock_is_synchronised
+    from guardianberry.detector import Detector
+    from guardianberry.events import EventFiles
+    from guardianberry.recorder import Look, Recorder, Start, Stop
+    from guardianberry.system import get_rpi_serial_number
+    from guardianberry.uploader import Uploader
+    from guardianberry.weights import find_graph
+
+    detector = Detector(
+        find_graph(WEIGHTS, HERE / "models"),
+        frame_width_px=FRAME_WIDTH_PX,
+        frame_height_px=FRAME_HEIGHT_PX,
+        input_width_px=DETECTOR_INPUT_WIDTH_PX,
+        conf_thres=CONF_THRES,
+        iou_thres=IOU_THRES,
+        max_det=MAX_DET,
+    )
+    clock = Clock(
+        wait_s=0 if demo else CLOCK_WAIT_S,
+        is_synchronised=marker_exists(CLOCK_SYNC_FILE) if CLOCK_SYNC_FILE else system_clock_is_synchronised,
+    )
+    uploader = Uploader(
+        images_folder=folder / "images",
+        videos_folder=folder / "videos",
+        images_bucket=IMAGES_BUCKET,
+        videos_bucket=VIDEOS_BUCKET,
+        server_side_encryption=SERVER_SIDE_ENCRYPTION,
+        rpi_serial_no=get_rpi_serial_number(),
+        video_metadata={
+            "model": detector.model_name,
+            "frame_rate": str(FRAME_RATE_FPS),
+            "confidence_threshold": str(CONF_THRES),
+        },
+        may_upload=clock.is_set,
+    )
+    events = EventFiles(
+        images_folder=folder / "images",
+        videos_folder=folder / "videos",
+        clock=clock,
+        uploads=uploader,
+        max_recording_duration_s=MAX_RECORDING_DURATION_S,
+        frame_rate_fps=FRAME_RATE_FPS,
+        jpeg_quality=JPEG_QUALITY,
+    )
+    recorder = Recorder(
+        max_recording_duration_s=MAX_RECORDING_DURATION_S,
+        min_gap_between_video_start_s=DEMO_GAP_S if demo else MIN_GAP_BETWEEN_VIDEO_START_S,
+        person_gone_after_s=PERSON_GONE_AFTER_S,
+        detections_to_start=DETECTIONS_TO_START,
+        detection_window_looks=DETECTION_WINDOW_LOOKS,
+    )
+    camera = Camera(
+        width_px=FRAME_WIDTH_PX,
+        height_px=FRAME_HEIGHT_PX,
+        frame_rate_fps=FRAME_RATE_FPS,
+        intra_frames=KEY_FRAME_INTERVAL_FRAMES,
+        bitrate_bps=BITRATE_BPS,
+        stream_url=STREAM_URL,
+        pre_roll_s=PRE_ROLL_S,
+        stall_s=CAMERA_STALL_S,
+        heed_others=not demo,  # a demo leaves the camera alone, so it need not wait for it
+    )
+    events.recover()
+    uploader.start()
+    while not stop.is_set():
+        # Check health: the loop's own, the camera's, the clip's (is there still video for it?), the clock's
+        faulthandler.dump_traceback_later(LOOP_STALL_S, exit=True)
+        camera.check_and_launch_libcamera()
+        if (reason := events.clip_end_reason) and (action := recorder.lost(clock.monotonic(), reason)):
+            events.stop(action)
+        events.release_held()
+
+        # Wait: for a frame that has not been looked at yet
+        frame = camera.newest_frame(timeout_s=LOOP_TICK_S)
+        if frame is None:
+            continue
+
+        # Look
+        people = detector.find_people(frame.bgr)
+        look = Look(frame.arrival_s, [person.confidence for person in people], detector.last_ms, frame, people)
+        log.debug("frame %d: %d person(s), %.0f ms", frame.number, len(people), detector.last_ms)
+
+        # Decide
+        action = recorder.step(look, clip_start_s=camera.clip_start_s())
+
+        # Act
+        if isinstance(action, Start):
+            events.start(action.first, camera.open_tap(), recorder.facts())
+        elif isinstance(action, Stop):
+            events.stop(action)
+        elif recorder.recording:
+            events.note(recorder.facts())
+
+    # Asked to stop: within 5 s, without waiting for the network
+    if action := recorder.lost(clock.monotonic(), "the daemon was asked to stop"):
+        events.stop(action)
+    camera.stop()
+    events.close(timeout_s=1.0)
+    uploader.stop(timeout_s=0.5)
+    faulthandler.cancel_dump_traceback_later()
+
+
+def check_constants() -> list[str]:
+    """What is wrong with the constants above, in the owner's words; empty when nothing is."""
+    rules = (
+        (0 < CONF_THRES < 1, "CONF_THRES must lie between 0 and 1"),
+        (0 < IOU_THRES <= 1, "IOU_THRES must lie between 0 and 1"),
+        (MAX_DET >= 1, "MAX_DET must be at least 1"),
+        (
+            1 <= DETECTIONS_TO_START <= DETECTION_WINDOW_LOOKS,
+            "DETECTIONS_TO_START must lie between 1 and DETECTION_WINDOW_LOOKS",
+        ),
+        (PERSON_GONE_AFTER_S >= 0, "PERSON_GONE_AFTER_S must not be negative"),
+        (
+            0 <= PRE_ROLL_S <= MAX_RECORDING_DURATION_S / 2,
+            "PRE_ROLL_S must be at most half of MAX_RECORDING_DURATION_S, or the clip is over before the person is",
+        ),
+        (
+            MIN_GAP_BETWEEN_VIDEO_START_S >= MAX_RECORDING_DURATION_S,
+            "MIN_GAP_BETWEEN_VIDEO_START_S must be at least MAX_RECORDING_DURATION_S, or clips would overlap",
+        ),
+        (
+            all(size >= 64 and size % 2 == 0 for size in (FRAME_WIDTH_PX, FRAME_HEIGHT_PX)),
+            "FRAME_WIDTH_PX and FRAME_HEIGHT_PX must be even (H.264) and at least 64",
+        ),
+        (DETECTOR_INPUT_WIDTH_PX >= 64, "DETECTOR_INPUT_WIDTH_PX must be at least 64"),
+        (FRAME_RATE_FPS > 0, "FRAME_RATE_FPS must be above 0"),
+        (
+            1 <= KEY_FRAME_INTERVAL_FRAMES <= FRAME_RATE_FPS,
+            "KEY_FRAME_INTERVAL_FRAMES must lie between 1 and FRAME_RATE_FPS: a clip can begin only at a key frame",
+        ),
+        (BITRATE_BPS >= 10_000, "BITRATE_BPS is in bits per second, so at least 10_000"),
+        (
+            CAMERA_STALL_S >= 3 / FRAME_RATE_FPS and CAMERA_STALL_S >= 1,
+            "CAMERA_STALL_S must be at least 1 s and three frames long, or a healthy camera is restarted",
+        ),
+        (LOOP_STALL_S >= 10, "LOOP_STALL_S must be at least 10 s: restarting a camera takes 3 s of the loop"),
+        (LOOP_TICK_S <= 1, "LOOP_TICK_S must be at most 1 s, or SIGTERM is heard too late"),
+        (VIDEOS_BUCKET != IMAGES_BUCKET, "VIDEOS_BUCKET and IMAGES_BUCKET must differ: alerts hang on the images"),
+        (1 <= JPEG_QUALITY <= 100, "JPEG_QUALITY must lie between 1 and 100"),
+    )
+    return [advice for holds, advice in rules if not holds]
+
+
+def guard(folder: Path, stop: threading.Event, *, demo: bool = False) -> int:
+    """Make the folders, make sure that no other daemon has them, and run; the exit code."""
+    from guardianberry.system import AlreadyRunningError, lock_folder, make_private_folder
+    from guardianberry.weights import WeightsError
+
+    for name in ("videos", "images"):
+        make_private_folder(folder / name)
+    try:
+        lock = lock_folder(folder)
+        run(folder, stop, demo=demo)
+        os.close(lock)
+    except (AlreadyRunningError, WeightsError) as error:
+        log.error("%s", error)
+        return EXIT_CANNOT_RUN
+    log.info("stopped as asked")
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Guards a room with a Raspberry Pi camera. Settings: top of this file."
+    )
+    parser.add_argument("--demo", nargs="?", const="", metavar="VIDEO", help="a video file in place of the camera")
+    parser.add_argument("-v", dest="verbose", action="store_true", help="log each frame")
+    options = parser.parse_args()
+
+    os.umask(0o077)  # whatever this process writes is for its owner alone
+    set_up_logging(verbose=options.verbose)
+    if problems := check_constants():
+        for advice in problems:
+            log.error("%s (top of %s)", advice, Path(__file__).name)
+        return EXIT_NEEDS_EDITING
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if options.demo is None:
+        return guard(HERE, stop)
+
+    from guardianberry.demo import staged
+
+    with staged(HERE, options.demo, stop) as folder:
+        return guard(folder, stop, demo=True)
+
+
+def set_up_logging(*, verbose: bool) -> None:
+    """To stderr, a line an event. Only our own loggers: botocore's debug lines would show signatures."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

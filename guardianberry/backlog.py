@@ -1,0 +1,113 @@
+"""The files on the disk as the sweep sees them: their order, and what is known of those that failed or are unfit."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from guardianberry.lanes import Pending
+from guardianberry.pending import Kind, Waiting, list_waiting
+
+log = logging.getLogger(__name__)
+
+SET_ASIDE_S = 3600.0
+
+
+class Backlog:
+    """Both folders as one queue. All it remembers is about this run; the queue itself is the disk.
+
+    `queue` and `unreadable` are for the sweep's thread alone, the rest for any.
+    """
+
+    def __init__(self, images: Kind, videos: Kind, clock: Callable[[], float]) -> None:
+        self._images, self._videos, self._clock = images, videos, clock
+        self._odd: set[tuple[str, str]] = set()
+        self.unreadable: set[str] = set()  # kinds whose folder could not be read the last time
+        self._lock = threading.Lock()  # guards what follows
+        self._failures: dict[Path, int] = {}
+        self._set_aside_until_s: dict[Path, float] = {}
+        self._reported: set[tuple[Path, str]] = set()
+
+    def pending(self) -> Pending:
+        return Pending(_count(self._images), _count(self._videos))
+
+    def queue(self, closed: set[str], wake: threading.Event) -> Iterator[Waiting]:
+        """Each waiting file once, in order, but none of a `closed` bucket.
+
+        When `wake` is set in between, the folders are looked into again, so that a new image is the next one.
+        """
+        offered: set[Path] = set()
+        new = True
+        while new:
+            wake.clear()
+            new = False
+            for waiting in self._in_order():
+                if waiting.path in offered or waiting.kind.bucket in closed:
+                    continue
+                offered.add(waiting.path)
+                yield waiting
+                if wake.is_set():
+                    new = True
+                    break
+
+    def failed(self, waiting: Waiting) -> None:
+        """Take it after those that did not fail, so that no file stands in the way of the others."""
+        with self._lock:
+            self._failures[waiting.path] = self._failures.get(waiting.path, 0) + 1
+
+    def set_aside(self, waiting: Waiting, reason: str) -> None:
+        """Leave it alone for an hour."""
+        with self._lock:
+            self._set_aside_until_s[waiting.path] = self._clock() + SET_ASIDE_S
+        self.report(waiting, reason)
+
+    def report(self, waiting: Waiting, reason: str) -> None:
+        """Say once that the file stays on the disk, and why."""
+        with self._lock:
+            known = (waiting.path, reason) in self._reported
+            self._reported.add((waiting.path, reason))
+        if not known:
+            log.warning("%s %s is left where it is: %s", waiting.kind.word, ascii(waiting.file_name), reason)
+
+    def _in_order(self) -> list[Waiting]:
+        images, videos = self._look_into(self._images), self._look_into(self._videos)
+        listed = {waiting.path for waiting in images + videos}
+        now_s = self._clock()
+        with self._lock:
+            self._failures = {path: count for path, count in self._failures.items() if path in listed}
+            self._set_aside_until_s = {path: at for path, at in self._set_aside_until_s.items() if at > now_s}
+            rest = sorted(images[:-1], key=self._failures_of) + sorted(videos, key=self._failures_of)
+            return [waiting for waiting in images[-1:] + rest if waiting.path not in self._set_aside_until_s]
+
+    def _failures_of(self, waiting: Waiting) -> int:
+        return self._failures.get(waiting.path, 0)
+
+    def _look_into(self, kind: Kind) -> list[Waiting]:
+        try:
+            waiting, odd = list_waiting(kind)
+        except OSError as error:
+            if kind.word not in self.unreadable:
+                log.warning("the folder of the %ss cannot be read: %s; it is tried again", kind.word, error.strerror)
+            self.unreadable.add(kind.word)
+            return []
+        self.unreadable.discard(kind.word)
+        self._report_odd(kind, sorted({name for name in odd if (kind.word, name) not in self._odd}))
+        return waiting
+
+    def _report_odd(self, kind: Kind, names: list[str]) -> None:
+        """One line, however many there are."""
+        if not names:
+            return
+        self._odd.update((kind.word, name) for name in names)
+        examples = ", ".join(ascii(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+        text = "left alone in the folder of the %ss, because a %s is never called that: %d files, %s"
+        log.warning(text, kind.word, kind.word, len(names), examples)
+
+
+def _count(kind: Kind) -> int:
+    try:
+        return len(list_waiting(kind)[0])
+    except OSError:
+        return 0

@@ -1,0 +1,224 @@
+"""Clips: the camera's own packets copied into MP4, readable at every instant, finished by rename.
+
+Nothing is decoded or encoded. A clip that is being written is called `.open-{name}`, and the name is kept up to date,
+so that what is known of the event survives a kill as the video does. `recover_clips` finishes at the next start what a
+kill or a power cut left behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from guardianberry.filenames import (
+    OPEN_PREFIX,
+    PART_PREFIX,
+    HeldName,
+    VideoName,
+    free_path,
+    parse_open,
+)
+from guardianberry.mp4 import WRITE_ERRORS, Mp4Writer, Unit, close_killed_file, cut_to_whole_fragments, fsync_path
+from guardianberry.recorder import EventFacts, Stop
+
+log = logging.getLogger(__name__)
+
+_SYNC_INTERVAL_S = 0.5  # a power cut may take the video since the last fdatasync, and the promise is one second
+
+
+class Tap(Protocol):
+    """Where a clip's access units come from: first the pre-roll from a key frame on, then the live ones."""
+
+    @property
+    def ended(self) -> bool: ...
+    def get(self, timeout_s: float) -> Any: ...
+    def close(self) -> None: ...
+
+
+class ClipWriter:
+    """Records one event in a thread of its own, so that a slow SD card never holds up the loop.
+
+    The constructor opens the file and writes the pre-roll, and raises OSError or av.error.FFmpegError where it
+    cannot: once it returns, the clip survives a kill. `final_name` makes the file name out of what is known at the
+    end. `finished` is called from the writer's thread with the path of the finished clip.
+    """
+
+    def __init__(
+        self,
+        tap: Tap,
+        folder: Path,
+        *,
+        name: VideoName,
+        final_name: Callable[[VideoName], str],
+        max_duration_s: float,
+        frame_rate_fps: float,
+        finished: Callable[[Path], None],
+    ) -> None:
+        first = tap.get(0)
+        if first is None or not first.is_key:
+            raise OSError("the camera has not delivered a key frame yet")
+        self._tap = tap
+        self._folder = folder
+        self._name = dataclasses.replace(
+            name, duration=0, width=first.width or name.width, height=first.height or name.height
+        )
+        self._size = (first.width, first.height)
+        self._final_name = final_name
+        self._max_duration_s = max_duration_s
+        self._finished = finished
+        self._facts: EventFacts | None = None
+        self._stop: Stop | None = None
+        self._end_reason: str | None = None
+        self._path = folder / (OPEN_PREFIX + final_name(self._name))
+        self._mp4 = Mp4Writer(
+            self._path, width=self._name.width, height=self._name.height, frame_rate_fps=frame_rate_fps
+        )
+        self._synced_s = 0.0
+        self._write_available(first)
+        self._thread = threading.Thread(target=self._run, name="clip", daemon=True)
+        self._thread.start()
+
+    @property
+    def end_reason(self) -> str | None:
+        """Why no more video comes into this clip; None while it does."""
+        return "no more video from the camera" if self._tap.ended else self._end_reason
+
+    def update(self, facts: EventFacts) -> None:
+        """Note what is known of the event by now."""
+        self._facts = facts
+
+    def finish(self, stop: Stop) -> None:
+        """Ask for the end of the clip; returns at once."""
+        self._facts = stop.facts
+        self._stop = stop
+        self._tap.close()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until the clip has its final name; whether it has."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._write_until_stopped()
+        except WRITE_ERRORS as error:
+            self._end_reason = f"the disk refuses ({error})"
+            log.warning(
+                "clip: cannot write %s (%s); the %.1f s so far are kept", self._path.name, error, self._mp4.duration_s
+            )
+        except Exception:
+            log.exception("clip: %s is left for the next start to finish", self._path.name)
+            return
+        finally:
+            self._tap.close()
+        self._finish()
+
+    def _write_until_stopped(self) -> None:
+        while True:
+            unit = self._tap.get(0.1)
+            if unit is None and (self._stop or self._tap.ended):
+                return
+            if unit is not None and not self._write_available(unit):
+                return
+            self._sync_and_rename()
+
+    def _write_available(self, unit: Unit | None) -> bool:
+        """Write `unit` and what else is there already; False once the clip takes no more."""
+        while unit is not None:
+            too_late = self._stop is not None and unit.arrival_s > self._stop.time_s
+            if too_late or self._mp4.duration_with_s(unit) > self._max_duration_s:
+                self._end_reason = "the clip has its full length"
+                return False
+            if (unit.width, unit.height) != self._size:
+                self._end_reason = f"the camera changed its picture to {unit.width}x{unit.height}"
+                return False
+            self._mp4.write(unit)
+            unit = self._tap.get(0)
+        return True
+
+    def _sync_and_rename(self) -> None:
+        if self._facts is not None:
+            self._name = _with_facts(self._name, self._facts)
+            path = self._folder / (OPEN_PREFIX + self._final_name(self._name))
+            if path != self._path:
+                self._path = self._path.rename(path)
+        if self._mp4.duration_s - self._synced_s >= _SYNC_INTERVAL_S:
+            fsync_path(self._path)
+            self._synced_s = self._mp4.duration_s
+
+    def _finish(self) -> None:
+        try:
+            self._mp4.close()
+        except WRITE_ERRORS as error:  # a full disk: what is there plays all the same
+            log.warning("clip: cannot close %s (%s)", self._path.name, error)
+            cut_to_whole_fragments(self._path)
+        try:
+            if self._facts is not None:
+                self._name = _with_facts(self._name, self._facts)
+            path = _finish_file(self._path, self._name, self._mp4.duration_s, self._max_duration_s, self._final_name)
+        except OSError as error:
+            log.warning("clip: %s is left for the next start to finish (%s)", self._path.name, error)
+            return
+        self._finished(path)
+
+
+def recover_clips(
+    folder: Path, *, max_duration_s: float, frame_rate_fps: float, finished: Callable[[Path], None] = lambda path: None
+) -> int:
+    """Finish every clip that a kill or a power cut left open in `folder`; how many there were.
+
+    Its duration comes from its own packets, all else from its name. An open file without a single readable frame is
+    left as it is and named in the log. Call before anything records into `folder`.
+    """
+    found = sorted(path for path in folder.iterdir() if path.name.startswith(OPEN_PREFIX) and path.is_file())
+    for path in found:
+        name, final_name = _parse_open_name(path.name)
+        if name is None:
+            log.warning("clip: %s/%s is no clip of this program; it stays where it is", folder.name, path.name)
+            continue
+        try:
+            duration_s = close_killed_file(path, frame_rate_fps=frame_rate_fps)
+            path = _finish_file(path, name, duration_s, max_duration_s, final_name)
+        except WRITE_ERRORS as error:
+            log.warning("clip: %s/%s cannot be finished (%s); it stays where it is", folder.name, path.name, error)
+            continue
+        log.info("clip: finished %s (%.1f s), which an earlier run left open", path.name, duration_s)
+        finished(path)
+    return len(found)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a crash left half-written: files whose content exists nowhere else are never called like this."""
+    for path in folder.glob(PART_PREFIX + "*"):
+        path.unlink(missing_ok=True)
+
+
+def _with_facts(name: VideoName, facts: EventFacts) -> VideoName:
+    return dataclasses.replace(name, **dataclasses.asdict(facts))
+
+
+def _parse_open_name(file_name: str) -> tuple[VideoName | None, Callable[[VideoName], str]]:
+    """The clip's name and how its final file name is made: plain, or held back until the clock is set."""
+    parsed = parse_open(file_name)
+    if isinstance(parsed, HeldName) and isinstance(parsed.name, VideoName):
+        held = parsed
+        return held.name, lambda name: dataclasses.replace(held, name=name).encode()  # type: ignore[return-value]
+    return (parsed if isinstance(parsed, VideoName) else None), VideoName.encode
+
+
+def _finish_file(
+    path: Path, name: VideoName, duration_s: float, max_duration_s: float, final_name: Callable[[VideoName], str]
+) -> Path:
+    """Give a closed clip its final name, with its data on the disk before the name is."""
+    fsync_path(path)
+    name = dataclasses.replace(name, duration=min(round(duration_s), int(max_duration_s)))
+    target = path.with_name(final_name(name))
+    if target.exists():
+        target = free_path(path.parent, name)
+    path.rename(target)
+    fsync_path(target.parent)
+    return target

@@ -1,0 +1,116 @@
+"""Wall time that may be wrong, monotonic time that never is, and the files that wait for the first to be set.
+
+A Raspberry Pi has no battery-backed clock: after a power cut it starts hours or years in the past and is set by NTP
+some time later, in one step. Intervals therefore use the monotonic clock alone. Wall time only labels events, and an
+event from before the clock was set is labelled afterwards: its true time is the wall time then, less the monotonic
+time that has passed since.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from guardianberry.filenames import HeldName, ImageName, VideoName, free_path, parse_held, with_label
+
+log = logging.getLogger(__name__)
+
+TIMESYNCD_MARKER = Path("/run/systemd/timesync/synchronized")
+_BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
+_TIME_ERROR = 5  # adjtimex(2): the kernel's clock is not synchronised
+
+
+def system_clock_is_synchronised() -> bool:
+    """What systemd-timesyncd or, for chrony and ntpd, the kernel says."""
+    if TIMESYNCD_MARKER.exists():
+        return True
+    timex = ctypes.create_string_buffer(512)  # struct timex, all zero: modes = 0 only reads
+    state = ctypes.CDLL(None).adjtimex(timex)
+    return 0 <= state < _TIME_ERROR
+
+
+def marker_exists(marker: str) -> Callable[[], bool]:
+    """A check for clocks that something else sets (a GPS daemon, say): synchronised once the file exists."""
+    return Path(marker).exists
+
+
+class Clock:
+    """The time of day for labels, and whether it can be believed.
+
+    The clock counts as set once `is_synchronised` has said so, or once the machine has been up for `wait_s` without
+    (no network: a wrong label is better than an event that never leaves the house). Being set is remembered.
+    """
+
+    def __init__(
+        self,
+        *,
+        wait_s: float,
+        is_synchronised: Callable[[], bool] = system_clock_is_synchronised,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        since_boot: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+    ) -> None:
+        self._wait_s = wait_s
+        self._is_synchronised = is_synchronised
+        self._wall = wall
+        self._monotonic = monotonic
+        self._since_boot = since_boot
+        self._is_set = False
+        self._used_labels: set[int] = set()
+        self.boot = _BOOT_ID_FILE.read_text(encoding="ascii")[:8] if _BOOT_ID_FILE.exists() else "00000000"
+
+    def monotonic(self) -> float:
+        """Seconds for intervals: never set, never steps."""
+        return self._monotonic()
+
+    def is_set(self) -> bool:
+        """Whether labels are true from now on. The change is logged once."""
+        if not self._is_set:
+            if self._is_synchronised():
+                self._is_set = True
+                log.info("clock: synchronised, it is %s", self._now_text())
+            elif self._since_boot() >= self._wait_s:
+                self._is_set = True
+                log.warning(
+                    "clock: not synchronised %.0f s after the boot, events are labelled as it stands: %s",
+                    self._since_boot(),
+                    self._now_text(),
+                )
+        return self._is_set
+
+    def label(self, monotonic_s: float) -> int:
+        """Unix seconds of a moment on the monotonic clock, by the wall clock as it stands now."""
+        return max(0, round(self._wall() - (self._monotonic() - monotonic_s)))
+
+    def new_label(self, monotonic_s: float) -> int:
+        """As `label`, but never one given before: a clock that is set back an hour repeats its seconds."""
+        label = self.label(monotonic_s)
+        while label in self._used_labels:
+            label += 1
+        self._used_labels.add(label)
+        return label
+
+    def hold(self, name: VideoName | ImageName, monotonic_s: float) -> str:
+        """The file name under which an event from `monotonic_s` waits for the clock to be set."""
+        return HeldName(self.boot, round(monotonic_s * 1000), name).encode()
+
+    def release_held(self, folder: Path) -> int:
+        """Give the files that waited in `folder` their true times, oldest first; how many. Call once `is_set()`.
+
+        A file that was held before a reboot keeps the label it had: its monotonic clock is gone.
+        """
+        held = sorted((h.monotonic_ms, path, h) for path in folder.iterdir() if (h := parse_held(path.name)))
+        for monotonic_ms, path, waiting in held:
+            name = waiting.name
+            if waiting.boot == self.boot:
+                name = with_label(name, self.label(monotonic_ms / 1000))
+            target = free_path(folder, name)
+            path.rename(target)
+            log.info("clock: %s is now %s", path.name, target.name)
+        return len(held)
+
+    def _now_text(self) -> str:
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self._wall()))

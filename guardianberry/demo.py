@@ -1,0 +1,98 @@
+"""`--demo`: the whole daemon with a stand-in for what a desk has not got, the camera and the buckets.
+
+The camera is demo/rpicam-vid, found on PATH like the real one; the buckets are demo/s3_stand_in.py on the loopback
+interface. Both are processes of their own and speak the real protocols, so that all of the daemon's own code runs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_UPLOAD_WAIT_S = 15.0
+_POLL_S = 0.2
+
+
+@contextmanager
+def staged(here: Path, video: str, stop: threading.Event) -> Iterator[Path]:
+    """Set the stage for one run over `video` (empty: the built-in scene); yields the folder for the daemon's files.
+
+    Sets `stop` when the video is over and everything has been uploaded, and says at the end where the objects are.
+    """
+    source = Path(video).resolve() if video else here / "demo" / "scene.mp4"
+    if not source.is_file():
+        raise SystemExit(f"{source}: no such video")
+    folder = here / "demo-output" / time.strftime("%Y%m%d-%H%M%S")
+    folder.mkdir(mode=0o700, parents=True)
+    end_file = folder / "video-is-over"
+    with _s3_stand_in(here, folder / "s3") as endpoint:
+        os.environ.update(
+            PATH=os.pathsep.join([str(Path(sys.executable).parent), str(here / "demo"), os.environ["PATH"]]),
+            STAND_IN_VIDEO=str(source),
+            STAND_IN_AT_END="hold",
+            STAND_IN_END_FILE=str(end_file),
+            **_demo_credentials(endpoint),
+        )
+        os.environ.pop("AWS_PROFILE", None)
+        log.info("demo: %s plays as the camera; the buckets are %s", source.name, endpoint)
+        threading.Thread(target=_stop_at_end, args=(folder, end_file, stop), daemon=True).start()
+        yield folder
+    _tell(folder)
+
+
+@contextmanager
+def _s3_stand_in(here: Path, folder: Path) -> Iterator[str]:
+    """A process that takes PutObject on a loopback port; yields its URL."""
+    command = [sys.executable, str(here / "demo" / "s3_stand_in.py"), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as server:
+        try:
+            assert server.stdout is not None
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+        finally:
+            server.terminate()
+
+
+def _demo_credentials(endpoint: str) -> dict[str, str]:
+    """Nothing of the user's own: the demo must never write into a real bucket."""
+    return {
+        "AWS_ENDPOINT_URL_S3": endpoint,
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "demo",
+        "AWS_SECRET_ACCESS_KEY": "demo",
+        "AWS_SESSION_TOKEN": "",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+
+
+def _stop_at_end(folder: Path, end_file: Path, stop: threading.Event) -> None:
+    while not end_file.exists():
+        if stop.wait(_POLL_S):
+            return
+    log.info("demo: the video is over")
+    give_up_s = time.monotonic() + _UPLOAD_WAIT_S
+    while _pending(folder) and time.monotonic() < give_up_s and not stop.wait(_POLL_S):
+        pass
+    stop.set()
+
+
+def _pending(folder: Path) -> list[Path]:
+    return [path for name in ("images", "videos") for path in (folder / name).glob("*") if path.is_file()]
+
+
+def _tell(folder: Path) -> None:
+    objects = sorted(
+        (json.loads(path.read_text(encoding="utf-8")), path) for path in (folder / "s3").glob("*/*.metadata.json")
+    )
+    log.info("demo: %d object(s) arrived in the buckets", len(objects))

@@ -1,0 +1,259 @@
+"""Frame in, people out: YOLOv5's letterbox, decoding and non-maximum suppression around a graph made by `convert`.
+
+No torch, and cv2 only where frames must be scaled. OpenVINO stands behind one class, `OpenVinoRuntime`; another runtime
+needs the same three things: `info`, `prepare(height, width)` and `infer(frames) -> raw outputs`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guardianberry.convert import ConversionError, load_openvino, read_info
+from guardianberry.weights import Graph, WeightsError
+
+log = logging.getLogger(__name__)
+
+Array = NDArray[Any]
+GRID_PX = 32  # the coarsest stride: sides of the network's input are multiples of it
+GREY = 114  # what YOLOv5 pads with
+MAX_CANDIDATES = 30_000  # YOLOv5's max_nms: the best so many boxes enter the suppression
+
+
+class Person(NamedTuple):
+    """A box in pixels of the frame, inside it, and the score 0..1."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    confidence: float
+
+
+class Runtime(Protocol):
+    """What the detector needs of whatever runs the network."""
+
+    info: dict[str, Any]
+
+    def prepare(self, height_px: int, width_px: int) -> None: ...
+    def infer(self, frames: Array) -> list[Array]: ...
+
+
+class OpenVinoRuntime:
+    """Runs one graph on the CPU. `precision`: "" for what this CPU does best (bf16, fp16 or f32), or "f32"."""
+
+    def __init__(self, xml: Path, *, precision: str, threads: int) -> None:
+        self._ov = load_openvino()
+        self._core = self._ov.Core()
+        self._settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            **({"INFERENCE_PRECISION_HINT": precision} if precision else {}),
+        }
+        try:
+            self._graph = self._core.read_model(xml)
+            self.info = read_info(self._graph)
+        except (RuntimeError, ConversionError) as error:
+            reason = " ".join(str(error).split())
+            raise WeightsError(f"{xml} cannot be used: {reason}. Delete it; the next start makes it again.") from error
+
+    def prepare(self, height_px: int, width_px: int) -> None:
+        """Compile for frames of this size; the first call and every later change of size cost some 0.1 s."""
+        try:
+            self._graph.reshape([1, height_px, width_px, 3])
+            self._request = self._core.compile_model(self._graph, "CPU", self._settings).create_infer_request()
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise WeightsError(f"No network for an input of {width_px}x{height_px} px: {reason}") from error
+        self._outputs = [self._request.get_output_tensor(i).data for i in range(len(self._graph.outputs))]
+
+    def infer(self, frames: Array) -> list[Array]:
+        """`frames`: uint8 [1, height, width, 3], read in place. The next call overwrites the returned arrays."""
+        self._request.set_input_tensor(self._ov.Tensor(frames, shared_memory=True))
+        self._request.infer()
+        return self._outputs
+
+
+class Letterbox:
+    """How a frame becomes the network's input and boxes come back, as YOLOv5's `letterbox` and `scale_boxes`.
+
+    The frame is scaled so that its long side is `long_side_px` (rounded up to a multiple of 32), then padded with grey
+    to multiples of 32, not to a square; with `fixed_px` = (height, width), exactly to that size.
+    """
+
+    def __init__(
+        self, height_px: int, width_px: int, long_side_px: int, fixed_px: tuple[int, int] | None = None
+    ) -> None:
+        side_px = math.ceil(long_side_px / GRID_PX) * GRID_PX
+        box_height_px, box_width_px = fixed_px or (side_px, side_px)
+        ratio = min(box_height_px / height_px, box_width_px / width_px)
+        self.frame_px = (height_px, width_px)
+        self.scaled_px = (max(round(height_px * ratio), 1), max(round(width_px * ratio), 1))
+        pad_y_px, pad_x_px = box_height_px - self.scaled_px[0], box_width_px - self.scaled_px[1]
+        if fixed_px is None:
+            pad_y_px, pad_x_px = pad_y_px % GRID_PX, pad_x_px % GRID_PX
+        self.top_px, self.left_px = round(pad_y_px / 2 - 0.1), round(pad_x_px / 2 - 0.1)
+        self.input_px = (self.scaled_px[0] + pad_y_px, self.scaled_px[1] + pad_x_px)
+        # From here as scale_boxes has it: from the padded size, and with halves of pixels.
+        self._gain = min(self.input_px[0] / height_px, self.input_px[1] / width_px)
+        self._offset_px = (
+            (self.input_px[1] - width_px * self._gain) / 2,
+            (self.input_px[0] - height_px * self._gain) / 2,
+        )
+        self._canvas = None
+        if self.input_px != self.frame_px:
+            self._canvas = np.full((*self.input_px, 3), GREY, np.uint8)
+
+    def pack(self, frame: Array) -> Array:
+        """[1, height, width, 3] for the network: the frame's own memory where it fits as it is."""
+        if self._canvas is None:
+            return np.require(frame, np.uint8, "CW")[None]  # OpenVINO reads only writeable memory in place
+        if self.scaled_px != self.frame_px:
+            import cv2  # 16 MB: only where frames are really scaled
+
+            frame = cv2.resize(frame, self.scaled_px[::-1], interpolation=cv2.INTER_LINEAR)
+        height_px, width_px = self.scaled_px
+        self._canvas[self.top_px : self.top_px + height_px, self.left_px : self.left_px + width_px] = frame
+        return self._canvas[None]
+
+    def unpack(self, boxes: Array) -> Array:
+        """Corner boxes [n, 4] from the network's input back to the frame, clipped to it."""
+        x_px, y_px = self._offset_px
+        height_px, width_px = self.frame_px
+        boxes = (boxes - np.array([x_px, y_px, x_px, y_px], np.float32)) / np.float32(self._gain)
+        return np.clip(boxes, 0, np.array([width_px, height_px, width_px, height_px], np.float32))
+
+
+class Detector:
+    """Finds people in frames of any size; built for `frame_width_px` x `frame_height_px`, others cost a recompilation.
+
+    `input_width_px` is the long side of what the network sees (0: the frame's own). For one thread at a time.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        frame_width_px: int,
+        frame_height_px: int,
+        input_width_px: int = 0,
+        conf_thres: float,
+        iou_thres: float,
+        max_det: int,
+        precision: str = "",
+        threads: int = 1,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self.model_name = graph.model_name
+        self.last_ms = 0.0
+        self._input_width_px = input_width_px
+        self._conf_thres, self._iou_thres, self._max_det = conf_thres, iou_thres, max_det
+        self._runtime: Runtime = runtime or OpenVinoRuntime(graph.xml, precision=precision, threads=threads)
+        info = self._runtime.info
+        self._fixed_px = tuple(info["input_px"]) if info.get("input_px") else None
+        self._heads = [
+            Head(stride, np.array(anchors, np.float32), info["outputs"])
+            for stride, anchors in zip(info.get("strides_px", ()), info.get("anchors_px", ()), strict=True)
+        ]
+        self._fit(frame_height_px, frame_width_px)
+
+    def _fit(self, height_px: int, width_px: int) -> None:
+        long_side_px = self._input_width_px or max(height_px, width_px)
+        self._letterbox = Letterbox(height_px, width_px, long_side_px, self._fixed_px)
+        started_s = time.monotonic()
+        self._runtime.prepare(*self._letterbox.input_px)
+        rows, columns = self._letterbox.input_px
+        took_ms = (time.monotonic() - started_s) * 1000
+        log.info(
+            "%s is ready for %dx%d frames (input %dx%d) after %.0f ms",
+            *(self.model_name, width_px, height_px, columns, rows, took_ms),
+        )
+
+    def find_people(self, frame_bgr: Array) -> list[Person]:
+        """People in a uint8 [height, width, 3] frame, the surest first."""
+        started_s = time.monotonic()
+        if frame_bgr.dtype != np.uint8 or frame_bgr.shape[2:] != (3,):
+            raise ValueError(f"not a BGR frame of bytes: {frame_bgr.dtype} {frame_bgr.shape}")
+        if frame_bgr.shape[:2] != self._letterbox.frame_px:
+            self._fit(*frame_bgr.shape[:2])
+        outputs = self._runtime.infer(self._letterbox.pack(frame_bgr))
+        if self._heads:
+            found = [head.decode(raw, self._conf_thres) for head, raw in zip(self._heads, outputs, strict=True)]
+            rows = np.concatenate(found)
+        else:
+            rows = score_table(outputs[0][0], self._conf_thres)
+        people = self._people(rows)
+        self.last_ms = (time.monotonic() - started_s) * 1000
+        return people
+
+    def _people(self, rows: Array) -> list[Person]:
+        """From [n, 5] rows (centre x, y, width, height, score) in input pixels."""
+        rows = rows[np.argsort(-rows[:, 4], kind="stable")[:MAX_CANDIDATES]]
+        half = rows[:, 2:4] / 2
+        corners = np.concatenate((rows[:, :2] - half, rows[:, :2] + half), 1)
+        kept = suppress(corners, self._iou_thres, self._max_det)
+        boxes = self._letterbox.unpack(corners[kept])
+        return [Person._make([*box, score]) for box, score in zip(boxes.tolist(), rows[kept, 4].tolist(), strict=True)]
+
+
+class Head:
+    """Decodes one raw head map [1, anchors * outputs, rows, columns], only where a score can pass."""
+
+    def __init__(self, stride_px: int, anchors_px: Array, outputs: int) -> None:
+        self._stride_px, self._anchors_px, self._outputs = stride_px, anchors_px, outputs
+
+    def decode(self, raw: Array, conf_thres: float) -> Array:
+        """[n, 5]: centre x, y, width, height in input pixels, and the score, where that is above `conf_thres`."""
+        _, _, rows, columns = raw.shape
+        maps = raw.reshape(len(self._anchors_px), self._outputs, rows, columns)
+        # score = objectness * class <= objectness, so the one comparison, on raw values, leaves a handful of cells.
+        anchor, row, column = np.nonzero(maps[:, 4] > _logit(conf_thres))
+        values = _sigmoid(maps[anchor, :, row, column].astype(np.float32))
+        score = values[:, 4] if self._outputs == 5 else values[:, 4] * values[:, 5]
+        cell = np.stack((column, row), 1).astype(np.float32)
+        centre = (values[:, :2] * 2 - 0.5 + cell) * self._stride_px
+        size = (values[:, 2:4] * 2) ** 2 * self._anchors_px[anchor]
+        return np.concatenate((centre, size, score[:, None]), 1)[score > conf_thres]
+
+
+def score_table(table: Array, conf_thres: float) -> Array:
+    """Rows [n, 5 or 6] of an exported network, decoded already, to the same form as Head.decode."""
+    table = table[table[:, 4] > conf_thres]
+    score = table[:, 4] if table.shape[1] == 5 else table[:, 4] * table[:, 5]
+    return np.concatenate((table[:, :4], score[:, None]), 1)[score > conf_thres]
+
+
+def suppress(corners: Array, iou_thres: float, max_det: int) -> list[int]:
+    """Non-maximum suppression: indices of the boxes that stay, at most `max_det`. `corners` is sorted, best first.
+
+    A box goes when it overlaps a better one that stays by more than `iou_thres` (intersection over union).
+    """
+    areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
+    waiting = np.arange(len(corners))
+    kept: list[int] = []
+    while len(waiting) and len(kept) < max_det:
+        best, waiting = waiting[0], waiting[1:]
+        kept.append(int(best))
+        sides = np.minimum(corners[best, 2:], corners[waiting, 2:]) - np.maximum(
+            corners[best, :2], corners[waiting, :2]
+        )
+        shared = np.clip(sides, 0, None).prod(1)
+        waiting = waiting[shared <= iou_thres * (areas[best] + areas[waiting] - shared)]
+    return kept
+
+
+def _logit(probability: float) -> float:
+    if not 0 < probability < 1:
+        return math.copysign(math.inf, probability - 0.5)
+    return math.log(probability / (1 - probability))
+
+
+def _sigmoid(x: Array) -> Array:
+    return 0.5 * (np.tanh(0.5 * x) + 1)  # this form cannot overflow

@@ -1,0 +1,122 @@
+"""The names of event files: the only home of their format.
+
+    videos/{recording_start_time}-{duration}-{max_people_found}-{max_confidence}-{inference_time_ms}-{width}-{height}.mp4
+    images/{recording_start_time}-{confidence}-{width}-{height}.jpg
+
+Every field is a decimal integer without sign. `recording_start_time` is Unix seconds, the same for the image and the
+video of one event; durations are seconds, confidences per cent, sizes pixels.
+
+A file that no sweep may take yet carries the same name behind a prefix that starts with a dot:
+
+    .held-{boot}-{monotonic_ms}-{name}  an event from before the clock was set (see clock.py)
+    .open-{name}                        a clip that is being written; the name, plain or held, tells what is known
+    .part-{anything}                    a copy or an image that is being written; worthless after a crash
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+_NUMBER = r"(0|[1-9][0-9]{0,14})"  # 15 digits: far beyond any date or size, and nothing overflows
+_VIDEO_PATTERN = re.compile("-".join([_NUMBER] * 7) + r"\.mp4", re.ASCII)
+_IMAGE_PATTERN = re.compile("-".join([_NUMBER] * 4) + r"\.jpg", re.ASCII)
+
+OPEN_PREFIX = ".open-"
+PART_PREFIX = ".part-"
+_HELD_PATTERN = re.compile(r"\.held-([0-9a-f]{8})-([0-9]{1,15})-(.+)", re.ASCII | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class VideoName:
+    """What the name of a clip says about its event."""
+
+    recording_start_time: int
+    duration: int
+    max_people_found: int
+    max_confidence: int
+    inference_time_ms: int
+    width: int
+    height: int
+
+    def encode(self) -> str:
+        return _encode(self, ".mp4")
+
+
+@dataclass(frozen=True)
+class ImageName:
+    """What the name of an alert image says about its event."""
+
+    recording_start_time: int
+    confidence: int
+    width: int
+    height: int
+
+    def encode(self) -> str:
+        return _encode(self, ".jpg")
+
+
+@dataclass(frozen=True)
+class HeldName:
+    """An event file that waits for the clock to be set: where on the monotonic clock of which boot it was taken."""
+
+    boot: str
+    monotonic_ms: int
+    name: VideoName | ImageName
+
+    def encode(self) -> str:
+        return f".held-{self.boot}-{self.monotonic_ms}-{self.name.encode()}"
+
+
+_Name = TypeVar("_Name", bound=VideoName | ImageName)
+
+
+def _encode(name: VideoName | ImageName, suffix: str) -> str:
+    """Raises ValueError for a field that `parse` would not take back."""
+    encoded = "-".join(str(value) for value in dataclasses.astuple(name)) + suffix
+    if parse(encoded) != name:
+        raise ValueError(f"{name} does not fit the file name format")
+    return encoded
+
+
+def parse(name: str) -> VideoName | ImageName | None:
+    """The fields of a finished event file's name; None for every other name, which is then left alone."""
+    if match := _VIDEO_PATTERN.fullmatch(name):
+        return VideoName(*(int(field) for field in match.groups()))
+    if match := _IMAGE_PATTERN.fullmatch(name):
+        return ImageName(*(int(field) for field in match.groups()))
+    return None
+
+
+def parse_open(name: str) -> VideoName | HeldName | None:
+    """What is known of a clip that was being written; None for every other name."""
+    if not name.startswith(OPEN_PREFIX):
+        return None
+    inner = name.removeprefix(OPEN_PREFIX)
+    held = parse_held(inner)
+    parsed = held.name if held else parse(inner)
+    return (held or parsed) if isinstance(parsed, VideoName) else None
+
+
+def parse_held(name: str) -> HeldName | None:
+    """The event file behind a held-back name; None for every other name."""
+    match = _HELD_PATTERN.fullmatch(name)
+    inner = parse(match[3]) if match else None
+    return HeldName(match[1], int(match[2]), inner) if match and inner else None
+
+
+def with_label(name: _Name, label: int) -> _Name:
+    """The same name with another start time."""
+    return dataclasses.replace(name, recording_start_time=label)
+
+
+def free_path(folder: Path, name: VideoName | ImageName) -> Path:
+    """Where `name` can be put without replacing another event's file: itself, or with a start a few seconds later."""
+    path = folder / name.encode()
+    while path.exists():
+        name = with_label(name, name.recording_start_time + 1)
+        path = folder / name.encode()
+    return path

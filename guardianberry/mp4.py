@@ -1,0 +1,153 @@
+"""MP4 files of the camera's own packets: written, and mended after a kill.
+
+Every frame is a fragment of its own and goes to the file at once, so that a killed process loses one frame;
+`hybrid_fragmented` turns the file into an ordinary seekable MP4 when it is closed. Every error of the disk comes out
+as one of WRITE_ERRORS.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from fractions import Fraction
+from pathlib import Path
+from typing import Protocol
+
+import av
+import av.error
+
+from guardianberry.filenames import PART_PREFIX
+
+WRITE_ERRORS = (OSError, av.error.FFmpegError)
+
+_TICKS_PER_S = 90_000  # the usual time base of video; arrival times are exact to 11 us
+_TIME_BASE = Fraction(1, _TICKS_PER_S)
+_MUX_OPTIONS = {
+    "movflags": "hybrid_fragmented+frag_every_frame",
+    "flush_packets": "1",
+    "video_track_timescale": str(_TICKS_PER_S),
+}
+
+
+class Unit(Protocol):
+    """What a clip needs to know of an access unit; `stream.AccessUnit` is one."""
+
+    @property
+    def arrival_s(self) -> float: ...
+    @property
+    def is_key(self) -> bool: ...
+    @property
+    def data(self) -> bytes: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+
+
+class Mp4Writer:
+    """One H.264 track copied into `path` with the times at which its access units arrived.
+
+    Raises one of WRITE_ERRORS when the disk refuses; what was written before stays readable.
+    """
+
+    def __init__(self, path: Path, *, width: int, height: int, frame_rate_fps: float) -> None:
+        self._frame_ticks = round(_TICKS_PER_S / frame_rate_fps)
+        self._first_arrival_s: float | None = None
+        self._last_ticks = -1
+        self._container = av.open(str(path), "w", format="mp4", options=_MUX_OPTIONS)
+        self._stream = self._container.add_mux_stream(
+            "h264", rate=Fraction(frame_rate_fps).limit_denominator(1000), width=width, height=height
+        )
+
+    @property
+    def duration_s(self) -> float:
+        """From the first frame to the end of the last."""
+        return (self._last_ticks + self._frame_ticks) / _TICKS_PER_S if self._last_ticks >= 0 else 0.0
+
+    def duration_with_s(self, unit: Unit) -> float:
+        """What `duration_s` would be after writing `unit`."""
+        return (self._ticks(unit) + self._frame_ticks) / _TICKS_PER_S
+
+    def write(self, unit: Unit) -> None:
+        ticks = self._ticks(unit)
+        if self._first_arrival_s is None:
+            self._first_arrival_s = unit.arrival_s
+        packet = av.Packet(unit.data)
+        packet.pts = packet.dts = ticks
+        packet.duration = self._frame_ticks
+        packet.time_base = _TIME_BASE
+        packet.is_keyframe = unit.is_key
+        packet.stream = self._stream
+        self._container.mux(packet)
+        self._last_ticks = ticks
+
+    def close(self) -> None:
+        self._container.close()
+
+    def _ticks(self, unit: Unit) -> int:
+        if self._first_arrival_s is None:
+            return 0
+        # Units that were read in one go carry one arrival time, but MP4 wants each later than the one before.
+        return max(self._last_ticks + 1, round((unit.arrival_s - self._first_arrival_s) * _TICKS_PER_S))
+
+
+def close_killed_file(path: Path, *, frame_rate_fps: float) -> float:
+    """Replace a killed clip by an ordinary MP4 of the same packets, atomically; its duration in seconds.
+
+    Raises OSError or av.error.FFmpegError, and leaves the file as it was, where it holds no readable frame or the
+    disk has no room for the copy.
+    """
+    part = path.with_name(PART_PREFIX + path.name)
+    try:
+        duration_s = _copy_packets(path, part, frame_rate_fps=frame_rate_fps)
+        fsync_path(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return duration_s
+
+
+def _copy_packets(source: Path, target: Path, *, frame_rate_fps: float) -> float:
+    with av.open(str(source)) as killed:
+        if not killed.streams.video:
+            raise OSError("it holds no video")
+        stream = killed.streams.video[0]
+        with av.open(str(target), "w", format="mp4", options=_MUX_OPTIONS) as out:
+            copy = out.add_stream_from_template(stream)
+            end_s = 0.0
+            for packet in killed.demux(stream):
+                if packet.dts is None or packet.is_corrupt or packet.time_base is None:
+                    continue
+                duration_s = float((packet.duration or 0) * packet.time_base) or 1 / frame_rate_fps
+                end_s = float(packet.dts * packet.time_base) + duration_s
+                packet.stream = copy
+                out.mux(packet)
+    if end_s == 0:
+        raise OSError("it holds no frame")
+    return end_s
+
+
+def cut_to_whole_fragments(path: Path) -> None:
+    """Cut off the fragment that a full disk has left incomplete; needs no room itself."""
+    size_bytes = path.stat().st_size
+    end = whole_end = 0
+    with path.open("r+b") as file:
+        while len(header := file.read(8)) == 8:
+            box_bytes, kind = struct.unpack(">I4s", header)
+            end += box_bytes
+            if box_bytes < 8 or end > size_bytes:
+                break
+            if kind != b"moof":  # its mdat follows
+                whole_end = end
+            file.seek(end)
+        if whole_end:
+            file.truncate(whole_end)
+
+
+def fsync_path(path: Path) -> None:
+    """Ask the disk to have the file, or the names in the folder, by now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

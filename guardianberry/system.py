@@ -1,0 +1,57 @@
+"""The machine the daemon runs on: its serial number, its folders, and that it runs there once."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from pathlib import Path
+
+_DEVICE_TREE_SERIAL = Path("sys/firmware/devicetree/base/serial-number")
+_CPUINFO = Path("proc/cpuinfo")
+_MACHINE_ID = Path("etc/machine-id")
+_UNKNOWN_SERIAL = "unknown"
+
+
+class AlreadyRunningError(RuntimeError):
+    """Another daemon works in this folder."""
+
+
+def get_rpi_serial_number(root: Path = Path("/")) -> str:
+    """The Pi's serial number; on other machines the machine's id; "unknown" where there is neither.
+
+    ASCII letters, digits and dashes only, because it travels in an HTTP header.
+    """
+    serial = _read(root / _DEVICE_TREE_SERIAL).rstrip("\0 \n")
+    if not serial:  # kernels of other distributions have no device tree entry, the Pi's own put it in cpuinfo too
+        match = re.search(r"^Serial\s*:\s*(\S+)", _read(root / _CPUINFO), re.MULTILINE)
+        serial = match[1] if match else _read(root / _MACHINE_ID).strip()
+    return re.sub(r"[^0-9A-Za-z-]", "", serial) or _UNKNOWN_SERIAL
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make the folder where it is missing, and closed to everyone else on the machine."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)
+
+
+def lock_folder(folder: Path) -> int:
+    """Hold the folder for this process until it ends, however it ends; raises AlreadyRunningError.
+
+    The lock is on the folder itself, so it leaves no file behind. Keep the descriptor that is returned.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise AlreadyRunningError(f"another daemon already works in {folder}; stop it first") from error
+    return descriptor
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="ignore")
+    except OSError:
+        return ""

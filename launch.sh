@@ -1,0 +1,81 @@
+#!/bin/bash
+# Starts the daemon and keeps it running. For cron: @reboot /home/pi/guardianberry/launch.sh >> /home/pi/guardianberry.log 2>&1
+#
+# Finds its own folder from anywhere, makes env/ on the first run, hands its arguments on, starts the daemon again with
+# longer and longer pauses when it dies, and not when it was asked to stop or when only an edit of the file helps.
+set -u
+
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" || exit 1
+
+say() { echo "launch.sh: $*" >&2; }
+
+# The stamp names the requirements that env/ was made from and is written last: a set-up that was interrupted, or an
+# update of requirements.txt, makes it anew; an ordinary boot needs no network.
+set_up() {
+    local stamp
+    stamp="env/.made-from-$(sha256sum requirements.txt | cut -c1-16)"
+    if [ -e "$stamp" ]; then return 0; fi
+    say "setting up env/ (once; several minutes on a Pi)"
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { say "Python 3.11 or newer is needed"; return 1; }
+    python3 -m venv env || { say "python3 -m venv failed; on Raspberry Pi OS: sudo apt install python3-venv"; return 1; }
+    env/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt || {
+        say "the packages could not be installed; is there a network?"
+        return 1
+    }
+    touch "$stamp"
+}
+
+pause_s=2
+longest_pause_s=300
+child=
+asked_to_stop=
+
+stop() {
+    asked_to_stop=1
+    if [ -n "$child" ]; then kill -TERM "$child" 2>/dev/null; fi
+}
+trap stop TERM INT HUP
+
+# A pause that a signal ends at once.
+rest() {
+    sleep "$1" &
+    child=$!
+    wait "$child"
+    child=
+}
+
+while ! set_up; do
+    [ -z "$asked_to_stop" ] || exit 0
+    say "trying again in $pause_s s"
+    rest "$pause_s"
+    [ -z "$asked_to_stop" ] || exit 0
+    pause_s=$((pause_s * 2 < longest_pause_s ? pause_s * 2 : longest_pause_s))
+done
+
+# Options that end by themselves need no watching over.
+for argument in "$@"; do
+    case $argument in
+        --demo | --demo=* | --check | -h | --help) exec env/bin/python detect_and_upload.py "$@" ;;
+    esac
+done
+
+pause_s=2
+while :; do
+    started=$SECONDS
+    env/bin/python detect_and_upload.py "$@" &
+    child=$!
+    wait "$child"
+    code=$?
+    # A trapped signal ends wait before the daemon has ended: wait for its own exit code.
+    while kill -0 "$child" 2>/dev/null; do
+        wait "$child"
+        code=$?
+    done
+    child=
+    if [ -n "$asked_to_stop" ] || [ "$code" -eq 0 ] || [ "$code" -eq 2 ]; then exit "$code"; fi
+    if [ $((SECONDS - started)) -gt 600 ]; then pause_s=2; fi
+    say "the daemon ended with code $code; starting it again in $pause_s s"
+    rest "$pause_s"
+    [ -z "$asked_to_stop" ] || exit 0
+    pause_s=$((pause_s * 2 < longest_pause_s ? pause_s * 2 : longest_pause_s))
+done

@@ -1,0 +1,38 @@
+"""The alert image: what is drawn, and that the file is whole or not there."""
+
+import cv2
+import numpy as np
+import pytest
+
+from guardianberry.alert import draw_people, save_alert_image
+from guardianberry.detector import Person
+
+FRAME = np.full((480, 640, 3), 90, np.uint8)
+PEOPLE = [Person(100.2, 50.7, 200.0, 400.0, 0.87), Person(-3.0, 0.0, 60.0, 470.0, 0.3)]
+
+
+def test_people_are_boxed_on_a_copy():
+    before = FRAME.copy()
+    picture = draw_people(FRAME, PEOPLE)
+    assert (before == FRAME).all()
+    assert (picture[225, 100] == (0, 0, 255)).all(), "no box around the first person"
+    assert (picture[225, 60] == (0, 0, 255)).all(), "no box around the second person"
+    assert (picture[225, 150] == 90).all(), "the person itself is painted over"
+    assert (picture[:20, 4:60] != 90).any(), "a person at the upper edge has no label"
+
+
+def test_the_file_is_a_jpeg_of_the_frame(tmp_path):
+    path = tmp_path / "1-2-3-4.jpg"
+    save_alert_image(path, FRAME, PEOPLE, jpeg_quality=85)
+    assert cv2.imread(str(path)).shape == FRAME.shape
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_disk_that_refuses_leaves_nothing_behind(tmp_path, monkeypatch):
+    def refuse(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(OSError, match="No space"):
+        save_alert_image(tmp_path / "1-2-3-4.jpg", FRAME, PEOPLE, jpeg_quality=85)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,259 @@
+"""Clips: complete after a close, playable after a kill, kept when the disk refuses."""
+
+import dataclasses
+import os
+import queue
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import av
+import pytest
+
+from guardianberry.clip import ClipWriter, recover_clips, remove_parts
+from guardianberry.filenames import OPEN_PREFIX, HeldName, VideoName, parse
+from guardianberry.mp4 import Mp4Writer, close_killed_file
+from guardianberry.recorder import EventFacts, Stop
+from tests.h264 import Unit, decode, units
+
+NAME = VideoName(1700000000, 0, 1, 50, 12, 320, 240)
+FACTS = EventFacts(max_people_found=3, max_confidence=88, inference_time_ms=21)
+
+
+class FakeTap:
+    """Hands out a list of units, then what is fed."""
+
+    def __init__(self, ring: list[Unit]) -> None:
+        self.queue: queue.SimpleQueue[Unit] = queue.SimpleQueue()
+        for unit in ring:
+            self.queue.put(unit)
+        self.ended = False
+        self.closed = False
+
+    def get(self, timeout_s: float) -> Unit | None:
+        try:
+            return self.queue.get(timeout=timeout_s) if timeout_s else self.queue.get_nowait()
+        except queue.Empty:
+            return None
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def record(tap: FakeTap, folder: Path, finished: list[Path], **changes) -> ClipWriter:
+    settings = {
+        "name": NAME,
+        "final_name": VideoName.encode,
+        "max_duration_s": 20,
+        "frame_rate_fps": 10,
+        "finished": finished.append,
+    }
+    return ClipWriter(tap, folder, **(settings | changes))
+
+
+def stop_at(time_s: float) -> Stop:
+    return Stop(time_s=time_s, reason="test", facts=FACTS)
+
+
+def wait_until(condition, timeout_s: float = 10) -> None:
+    give_up_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < give_up_s, "waited in vain"
+        time.sleep(0.01)
+
+
+def test_a_clip_has_every_unit_up_to_the_stop_and_a_name_that_tells_its_length(tmp_path):
+    made = units(60)
+    tap, finished = FakeTap(made[:30]), []
+    clip = record(tap, tmp_path, finished)
+    assert [path.name for path in tmp_path.iterdir()] == [OPEN_PREFIX + NAME.encode()]
+    for unit in made[30:]:
+        tap.queue.put(unit)
+    clip.finish(stop_at(made[49].arrival_s))
+    assert clip.join(10)
+    assert [path.name for path in tmp_path.iterdir()] == ["1700000000-5-3-88-21-320-240.mp4"]
+    assert finished == list(tmp_path.iterdir())
+    assert decode(finished[0]) == (50, pytest.approx(5.0), True)
+    assert tap.closed
+
+
+def test_times_in_the_clip_are_those_of_arrival(tmp_path):
+    """A camera that stalled for 1.5 s leaves a pause in the clip and not a jump."""
+    made = [unit._replace(arrival_s=unit.arrival_s + (1.5 if i >= 10 else 0)) for i, unit in enumerate(units(20))]
+    finished = []
+    clip = record(FakeTap(made), tmp_path, finished)
+    clip.finish(stop_at(made[-1].arrival_s))
+    assert clip.join(10)
+    with av.open(str(finished[0])) as container:
+        times = [float(packet.pts * packet.time_base) for packet in container.demux(video=0) if packet.pts is not None]
+    assert times == pytest.approx([unit.arrival_s - made[0].arrival_s for unit in made], abs=1e-4)
+
+
+def test_units_that_arrive_together_stay_in_order(tmp_path):
+    made = [unit._replace(arrival_s=100.0) for unit in units(5)]
+    finished = []
+    clip = record(FakeTap(made), tmp_path, finished)
+    clip.finish(stop_at(100.0))
+    assert clip.join(10)
+    assert decode(finished[0])[0] == 5
+
+
+def test_a_clip_is_never_longer_than_its_maximum(tmp_path):
+    finished = []
+    clip = record(FakeTap(units(60)), tmp_path, finished, max_duration_s=3)
+    wait_until(lambda: clip.end_reason)
+    clip.finish(stop_at(1e9))
+    assert clip.join(10)
+    assert clip.end_reason == "the clip has its full length"
+    assert decode(finished[0]) == (30, pytest.approx(3.0), True)
+
+
+def test_a_change_of_size_ends_the_clip(tmp_path):
+    finished = []
+    clip = record(FakeTap(units(10) + units(10, width=640, height=480)), tmp_path, finished)
+    wait_until(lambda: clip.end_reason)
+    assert "640x480" in clip.end_reason
+    assert clip.join(10)
+    assert decode(finished[0])[0] == 10
+
+
+def test_the_stream_ends_and_the_clip_is_kept(tmp_path):
+    tap, finished = FakeTap(units(15)), []
+    clip = record(tap, tmp_path, finished)
+    tap.ended = True
+    assert clip.end_reason == "no more video from the camera"
+    assert clip.join(10)
+    assert decode(finished[0])[0] == 15
+
+
+def test_without_a_key_frame_there_is_no_clip_and_no_file(tmp_path):
+    for ring in ([], units(3)[1:]):
+        with pytest.raises(OSError, match="key frame"):
+            record(FakeTap(ring), tmp_path, [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_open_name_follows_what_is_known(tmp_path):
+    tap = FakeTap(units(10))
+    clip = record(tap, tmp_path, [])
+    clip.update(FACTS)
+    wait_until(lambda: (tmp_path / (OPEN_PREFIX + "1700000000-0-3-88-21-320-240.mp4")).exists())
+    clip.finish(stop_at(1e9))
+    assert clip.join(10)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_clip_that_is_there_already_is_not_replaced(tmp_path):
+    (tmp_path / "1700000000-1-3-88-21-320-240.mp4").write_bytes(b"another event")
+    finished = []
+    clip = record(FakeTap(units(10)), tmp_path, finished)
+    clip.finish(stop_at(1e9))
+    assert clip.join(10)
+    assert finished[0].name == "1700000001-1-3-88-21-320-240.mp4"
+    assert (tmp_path / "1700000000-1-3-88-21-320-240.mp4").read_bytes() == b"another event"
+
+
+WRITE_UNTIL_KILLED = """
+    import sys, time
+    from pathlib import Path
+    from guardianberry.mp4 import Mp4Writer
+    from tests.h264 import access_units
+
+    mp4 = Mp4Writer(Path(sys.argv[1]), width=320, height=240, frame_rate_fps=10)
+    for number, unit in enumerate(access_units()):
+        mp4.write(unit)
+        print(number + 1, flush=True)
+        time.sleep(0.002)
+"""
+
+
+@pytest.mark.parametrize("kill_after", [2, 9, 10, 11, 57])
+def test_a_killed_clip_loses_at_most_two_frames_and_is_finished_at_the_next_start(tmp_path, kill_after):
+    path = tmp_path / (OPEN_PREFIX + NAME.encode())
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(WRITE_UNTIL_KILLED), str(path)], stdout=subprocess.PIPE, text=True
+    ) as writer:
+        written = next(int(line) for line in writer.stdout if int(line) >= kill_after)
+        writer.send_signal(signal.SIGKILL)
+    finished = []
+    assert recover_clips(tmp_path, max_duration_s=20, frame_rate_fps=10, finished=finished.append) == 1
+    frames, duration_s, first_is_key = decode(finished[0])
+    assert frames >= written - 2
+    assert first_is_key
+    assert parse(finished[0].name) == dataclasses.replace(NAME, duration=round(duration_s))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def open_clip(folder: Path, name: str, count: int = 20) -> Path:
+    """A clip as a kill leaves it."""
+    path = folder / name
+    mp4 = Mp4Writer(path, width=320, height=240, frame_rate_fps=10)
+    for unit in units(count):
+        mp4.write(unit)
+    killed = path.read_bytes()
+    mp4.close()
+    path.write_bytes(killed)
+    return path
+
+
+def test_finishing_is_harmless_when_done_again_and_when_interrupted_between_its_steps(tmp_path):
+    path = open_clip(tmp_path, OPEN_PREFIX + NAME.encode())
+    first_s = close_killed_file(path, frame_rate_fps=10)
+    once = path.read_bytes()
+    assert close_killed_file(path, frame_rate_fps=10) == pytest.approx(first_s)
+    assert path.read_bytes() == once  # so that its upload gets the same key, however often it was finished
+
+
+def test_a_held_clip_stays_held_when_it_is_finished(tmp_path):
+    held = HeldName("0123abcd", 5000, NAME)
+    open_clip(tmp_path, OPEN_PREFIX + held.encode())
+    recover_clips(tmp_path, max_duration_s=20, frame_rate_fps=10)
+    assert [path.name for path in tmp_path.iterdir()] == [
+        HeldName("0123abcd", 5000, dataclasses.replace(NAME, duration=2)).encode()
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video", b"\0" * 5000])
+def test_an_open_file_without_video_is_left_and_named(tmp_path, caplog, content):
+    path = tmp_path / (OPEN_PREFIX + NAME.encode())
+    path.write_bytes(content)
+    open_clip(tmp_path, OPEN_PREFIX + dataclasses.replace(NAME, recording_start_time=5).encode())
+    finished = []
+    recover_clips(tmp_path, max_duration_s=20, frame_rate_fps=10, finished=finished.append)
+    assert path.read_bytes() == content
+    assert path.name in caplog.text
+    assert len(finished) == 1, "the good one was held up"
+
+
+def test_parts_are_removed_and_nothing_else(tmp_path):
+    (tmp_path / ".part-1-2-3-4.jpg").write_bytes(b"half")
+    (tmp_path / "1-2-3-4.jpg").write_bytes(b"whole")
+    remove_parts(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["1-2-3-4.jpg"]
+
+
+def test_a_full_disk_ends_the_clip_and_keeps_what_is_there(tmp_path):
+    """The disk is really full: a tmpfs of 200 kB. Needs root, which CI has."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=200k none {disk} 2>/dev/null") != 0:
+        pytest.skip("cannot mount a tmpfs here (needs root)")
+    try:
+        finished = []
+        made = units(200, width=640, height=480, intra_frames=1)
+        tap = FakeTap(made[:3])
+        clip = record(tap, disk, finished, max_duration_s=100)
+        for unit in made[3:]:
+            tap.queue.put(unit)
+        wait_until(lambda: clip.end_reason)
+        assert clip.join(10)
+        assert "disk refuses" in clip.end_reason
+        assert finished
+        frames, duration_s, _ = decode(finished[0])
+        assert frames > 100
+        assert parse(finished[0].name).duration == round(duration_s)
+    finally:
+        os.system(f"umount --lazy {disk}")

@@ -1,0 +1,117 @@
+"""Labels, waiting for the clock to be set, and events that are dated afterwards."""
+
+from pathlib import Path
+
+import pytest
+
+from guardianberry.clock import Clock
+from guardianberry.filenames import HeldName, ImageName, VideoName
+
+IMAGE = ImageName(0, 50, 640, 480)
+VIDEO = VideoName(0, 20, 1, 50, 12, 640, 480)
+
+
+class FakeTime:
+    """Time that passes only when told to, and a wall clock that can be set."""
+
+    def __init__(self) -> None:
+        self.monotonic_s = 1000.0
+        self.offset_s = 50_000.0  # wall = monotonic + offset: the start of 1970, as on a Pi without a network
+        self.synchronised = False
+
+    def clock(self, wait_s: float = 3600) -> Clock:
+        return Clock(
+            wait_s=wait_s,
+            is_synchronised=lambda: self.synchronised,
+            wall=lambda: self.monotonic_s + self.offset_s,
+            monotonic=lambda: self.monotonic_s,
+            since_boot=lambda: self.monotonic_s,
+        )
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_label_is_the_wall_time_of_a_moment_in_the_past():
+    time = FakeTime()
+    clock = time.clock()
+    assert clock.label(990.0) == 50_990
+    time.offset_s += 3600  # the clock is set forward
+    assert clock.label(990.0) == 54_590
+
+
+def test_a_clock_set_back_gives_no_label_twice():
+    time = FakeTime()
+    clock = time.clock()
+    labels = []
+    for _ in range(3):
+        labels.append(clock.new_label(time.monotonic_s))
+        time.monotonic_s += 3600
+        time.offset_s -= 3600
+    assert labels == [51_000, 51_001, 51_002]
+
+
+@pytest.mark.parametrize(
+    ("uptime_s", "synchronised", "expected"), [(10, False, False), (10, True, True), (60, False, True)]
+)
+def test_when_the_clock_counts_as_set(uptime_s, synchronised, expected):
+    time = FakeTime()
+    time.monotonic_s, time.synchronised = uptime_s, synchronised
+    assert time.clock(wait_s=60).is_set() is expected
+
+
+def test_being_set_is_remembered_and_logged_once(caplog):
+    caplog.set_level("INFO")
+    time = FakeTime()
+    clock = time.clock()
+    assert not clock.is_set()
+    time.synchronised = True
+    assert clock.is_set()
+    time.synchronised = False  # timesyncd was stopped
+    assert clock.is_set()
+    assert len(caplog.records) == 1
+
+
+def test_held_events_get_their_true_times_in_their_order(tmp_path):
+    time = FakeTime()
+    clock = time.clock()
+    for monotonic_s in (1000.0, 1060.4, 1120.0):
+        (tmp_path / clock.hold(IMAGE, monotonic_s)).write_text(str(monotonic_s))
+    (tmp_path / clock.hold(VIDEO, 1000.0)).touch()
+    time.monotonic_s = 1200.0
+    time.offset_s = 1_700_000_000 - 1200  # NTP says: it is 1 700 000 000 now
+    assert clock.release_held(tmp_path) == 4
+    assert names(tmp_path) == [
+        "1699999800-20-1-50-12-640-480.mp4",
+        "1699999800-50-640-480.jpg",
+        "1699999860-50-640-480.jpg",
+        "1699999920-50-640-480.jpg",
+    ]
+    assert (tmp_path / "1699999860-50-640-480.jpg").read_text() == "1060.4"
+
+
+def test_a_held_event_never_takes_anothers_name(tmp_path):
+    time = FakeTime()
+    clock = time.clock()
+    (tmp_path / ImageName(51_000, 50, 640, 480).encode()).write_text("taken")
+    (tmp_path / clock.hold(IMAGE, 1000.0)).touch()
+    clock.release_held(tmp_path)
+    assert names(tmp_path) == ["51000-50-640-480.jpg", "51001-50-640-480.jpg"]
+    assert (tmp_path / "51000-50-640-480.jpg").read_text() == "taken"
+
+
+def test_an_event_held_before_a_reboot_keeps_its_label(tmp_path):
+    clock = FakeTime().clock()
+    boot = "ffffffff" if clock.boot != "ffffffff" else "00000000"
+    (tmp_path / HeldName(boot, 7, ImageName(777, 50, 640, 480)).encode()).touch()
+    clock.release_held(tmp_path)
+    assert names(tmp_path) == ["777-50-640-480.jpg"]
+
+
+def test_other_files_are_left_alone(tmp_path):
+    for name in (".held-", ".held-x-1-1-2-3-4.jpg", "1-2-3-4.jpg", ".open-1-2-3-4-5-6-7.mp4", "notes"):
+        (tmp_path / name).touch()
+    before = names(tmp_path)
+    assert FakeTime().clock().release_held(tmp_path) == 0
+    assert names(tmp_path) == before
