@@ -33,8 +33,8 @@ class Backlog:
     def pending(self) -> Pending:
         return Pending(_count(self._images), _count(self._videos))
 
-    def queue(self, closed: set[str], wake: threading.Event) -> Iterator[Waiting]:
-        """Each waiting file once, in order, but none of a `closed` bucket.
+    def queue(self, closed: set[Kind], wake: threading.Event) -> Iterator[Waiting]:
+        """Each waiting file once, in order, but none of a kind that is `closed` meanwhile.
 
         When `wake` is set in between, the folders are looked into again, so that a new image is the next one.
         """
@@ -44,7 +44,7 @@ class Backlog:
             wake.clear()
             new = False
             for waiting in self._in_order():
-                if waiting.path in offered or waiting.kind.bucket in closed:
+                if waiting.path in offered or waiting.kind in closed:
                     continue
                 offered.add(waiting.path)
                 yield waiting
@@ -53,7 +53,7 @@ class Backlog:
                     break
 
     def failed(self, waiting: Waiting) -> None:
-        """Take it after those that did not fail, so that no file stands in the way of the others."""
+        """Take it after those of its kind that did not fail, so that no file stands in the way of the others."""
         with self._lock:
             self._failures[waiting.path] = self._failures.get(waiting.path, 0) + 1
 

@@ -18,6 +18,7 @@ import json
 import os
 import resource
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +72,9 @@ def export(model: nn.Module, out: Path, *, model_name: str, source_sha256: str =
 
     ov = load_openvino()
     network = yolov5.fuse(yolov5.keep_person_only(model.float().eval()))  # type: ignore[arg-type]
-    example = torch.zeros((1, TRIAL_HEIGHT_PX, TRIAL_WIDTH_PX, 3), dtype=torch.uint8)
-    with torch.no_grad():
+    example = torch.zeros((1, 64, 96, 3), dtype=torch.uint8)  # any size: nothing of it stays in the graph
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch wants torch.export instead
         traced = torch.jit.trace(_take_bytes(network), example, check_trace=False)
     graph = ov.convert_model(traced, example_input=example, input=[([1, -1, -1, 3], ov.Type.u8)])
     info = {
@@ -235,6 +237,7 @@ def _step_back() -> None:
     """Let the daemon and the camera go first: for the CPU, for memory, and as the one to be killed when it is short."""
     os.nice(10)
     os.umask(0o077)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, whose idle threads spin
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(ValueError, OSError):  # a lower hard limit is in force already
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))

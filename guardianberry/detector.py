@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -110,17 +111,15 @@ class Letterbox:
         self._canvas = None
         if self.input_px != self.frame_px:
             self._canvas = np.full((*self.input_px, 3), GREY, np.uint8)
+            bottom_px, right_px = self.top_px + self.scaled_px[0], self.left_px + self.scaled_px[1]
+            self._inner = self._canvas[self.top_px : bottom_px, self.left_px : right_px]
+        self._resize = _load_resize() if self.scaled_px != self.frame_px else np.copyto
 
     def pack(self, frame: Array) -> Array:
         """[1, height, width, 3] for the network: the frame's own memory where it fits as it is."""
         if self._canvas is None:
-            return np.require(frame, np.uint8, "CW")[None]  # OpenVINO reads only writeable memory in place
-        if self.scaled_px != self.frame_px:
-            import cv2  # 16 MB: only where frames are really scaled
-
-            frame = cv2.resize(frame, self.scaled_px[::-1], interpolation=cv2.INTER_LINEAR)
-        height_px, width_px = self.scaled_px
-        self._canvas[self.top_px : self.top_px + height_px, self.left_px : self.left_px + width_px] = frame
+            return np.require(frame, np.uint8, ["C", "W"])[None]  # OpenVINO reads only writeable memory in place
+        self._resize(self._inner, frame)
         return self._canvas[None]
 
     def unpack(self, boxes: Array) -> Array:
@@ -129,6 +128,13 @@ class Letterbox:
         height_px, width_px = self.frame_px
         boxes = (boxes - np.array([x_px, y_px, x_px, y_px], np.float32)) / np.float32(self._gain)
         return np.clip(boxes, 0, np.array([width_px, height_px, width_px, height_px], np.float32))
+
+
+def _load_resize() -> Callable[[Array, Array], object]:
+    """OpenCV's bilinear scaling of `frame` into `target`; imported (16 MB) only where frames are really scaled."""
+    import cv2
+
+    return lambda target, frame: cv2.resize(frame, target.shape[1::-1], dst=target, interpolation=cv2.INTER_LINEAR)
 
 
 class Detector:
@@ -166,10 +172,11 @@ class Detector:
 
     def _fit(self, height_px: int, width_px: int) -> None:
         long_side_px = self._input_width_px or max(height_px, width_px)
-        self._letterbox = Letterbox(height_px, width_px, long_side_px, self._fixed_px)
+        letterbox = Letterbox(height_px, width_px, long_side_px, self._fixed_px)
         started_s = time.monotonic()
-        self._runtime.prepare(*self._letterbox.input_px)
-        rows, columns = self._letterbox.input_px
+        self._runtime.prepare(*letterbox.input_px)
+        self._letterbox = letterbox
+        rows, columns = letterbox.input_px
         took_ms = (time.monotonic() - started_s) * 1000
         log.info(
             "%s is ready for %dx%d frames (input %dx%d) after %.0f ms",

@@ -18,8 +18,10 @@ log = logging.getLogger(__name__)
 
 # An access unit larger than this is not video (a 1080p key frame is below 1 MiB): the parser starts afresh.
 MAX_UNIT_BYTES = 4 * 2**20
-# After so many pictures guessed complete that were not, the writer is one that pauses within pictures: no more guesses.
+# A picture guessed complete that was not costs the way from the last key frame again. After so many in a row guessing
+# stops, and each good picture forgives a little: a writer that often pauses within pictures is seldom tried again.
 MAX_WRONG_GUESSES = 3
+FORGIVEN_PER_PICTURE = 0.005
 # Damage that comes back within this time belongs to the same spell: one line in the log.
 SPELL_S = 10.0
 
@@ -75,7 +77,7 @@ class Frame:
         if self.picture.format.name not in _PLANAR_YUV:
             return self._converted("gray")
         plane = self.picture.planes[0]
-        return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: self.height, : self.width]
+        return np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: self.height, : self.width]
 
     def _converted(self, pixel_format: str) -> np.ndarray:
         # One thread: left to itself swscale starts a pool of a thread per core for every single frame.
@@ -190,12 +192,19 @@ class Decoder:
         self._fed_number = -1  # where the decoder stands
         self._guess: AccessUnit | None = None  # decoded although its end was not certain
         self._refused_guess = -1
+        self._doubt = 0.0
+        self._doubt_told = False
+        self._arrivals_s: deque[tuple[int, float]] = deque(maxlen=32)  # of what was fed; H.264 reorders 16 at most
         self._told = False
         self._last_error_s = 0.0
 
     @property
     def may_guess(self) -> bool:
-        return self.wrong_guesses < MAX_WRONG_GUESSES
+        return self._doubt <= MAX_WRONG_GUESSES - 1
+
+    def saw_whole(self, guess: Guess) -> bool:
+        """Whether this one has been decoded without a part missing."""
+        return self._guess is guess
 
     def plan(self, after_number: int, units: Sequence[AccessUnit], guess: AccessUnit | None) -> list[AccessUnit]:
         """What to decode, in order, to see the newest picture; empty where none newer than after_number can be had.
@@ -220,7 +229,7 @@ class Decoder:
         """The newest picture of a way that `plan` gave; None where it is damaged or no newer than after_number."""
         newest: Frame | None = None
         self._fed_number = way[-1].number
-        self._guess = way[-1] if isinstance(way[-1], Guess) else None
+        self._guess = None
         if self._needs_key:
             self._context = new_context()
             self._needs_key = False
@@ -231,6 +240,8 @@ class Decoder:
                 self._needs_key = True
                 self._damaged(unit, str(error))
                 break
+        if isinstance(way[-1], Guess) and not self._needs_key:
+            self._guess = way[-1]
         if newest is None or newest.number <= after_number:
             return None
         return newest
@@ -238,13 +249,14 @@ class Decoder:
     def _decode_one(self, unit: AccessUnit) -> Frame | None:
         packet = av.Packet(unit.data)
         packet.pts = unit.number  # comes back on the picture, even from a camera that reorders
+        self._arrivals_s.append((unit.number, unit.arrival_s))
         newest: Frame | None = None
         for picture in self._context.decode(packet):
             if picture.is_corrupt:
                 self._damaged(unit, "part of the picture is missing")
                 continue
-            number = unit.number if picture.pts is None else picture.pts
-            newest = Frame(number, unit.arrival_s, picture)
+            number, arrival_s = next((fed for fed in self._arrivals_s if fed[0] == picture.pts), self._arrivals_s[-1])
+            newest = Frame(number, arrival_s, picture)
         if newest is not None:
             self._good(unit)
         return newest
@@ -255,7 +267,7 @@ class Decoder:
             return
         self._guess = None
         index = guess.number - units[0].number
-        if index < 0 or units[index].data.rstrip(b"\x00") != guess.data.rstrip(b"\x00"):
+        if index >= 0 and units[index].data.rstrip(b"\x00") != guess.data.rstrip(b"\x00"):
             self._wrong_guess(guess.number)
 
     def _wrong_guess(self, number: int) -> None:
@@ -266,7 +278,9 @@ class Decoder:
         self._fed_number = -1
         self._needs_key = True
         log.debug("picture %d was not complete when the camera went quiet", number)
-        if not self.may_guess:
+        self._doubt += 1
+        if not self.may_guess and not self._doubt_told:
+            self._doubt_told = True
             log.info("camera pauses within pictures: each is looked at only when the next one begins")
 
     def _damaged(self, unit: AccessUnit, why: str) -> None:
@@ -283,6 +297,7 @@ class Decoder:
 
     def _good(self, unit: AccessUnit) -> None:
         self.failing_since_s = None
+        self._doubt = max(0.0, self._doubt - FORGIVEN_PER_PICTURE)
         if self._told and unit.arrival_s - self._last_error_s > SPELL_S:
             self._told = False
             log.info("camera pictures are in order again (%d damaged so far)", self.errors)
@@ -297,7 +312,7 @@ def new_context() -> av.VideoCodecContext:
 
 
 def picture_size(key_unit: bytes) -> tuple[int, int]:
-    """Width and height by the parameter sets of a key unit, (0, 0) if unreadable. A parser keeps to the first it saw."""
+    """Width and height by a key unit's parameter sets, (0, 0) if unreadable. A parser keeps to the first it saw."""
     parser = new_context()
     try:
         parser.parse(key_unit)

@@ -94,9 +94,10 @@ class Troubles:
             self._told[cause.name, where] = cause
         log.warning("uploads of %s fail: %s; nothing is lost", f"{kind.word}s" if where else "files", refused)
 
-    def server_is_at_fault(self) -> None:
+    def nothing_goes(self, kind: Kind) -> None:
+        """Several files of this kind failed one after the other, so its recovery will be worth a line."""
         with self._lock:
-            self._down.add("")
+            self._down.add(kind.bucket)
 
     def went_through(self, kind: Kind, pending: Callable[[], Pending]) -> None:
         with self._lock:

@@ -25,6 +25,9 @@ _MAX_OBJECT_BYTES = 5 * 1024**3  # S3 takes no more in one PutObject
 _MAX_BOXES = 200_000  # a fragment of two boxes per frame for 20 s is 1,200
 _KEY_NAMESPACE = uuid.UUID("4f0ed20b-7f0a-4a8e-9b6c-51d9ab1d5b8a")  # random; a change of it would change every key
 
+# Device and inode: the same for the same file whatever its name, different for any other file that exists now.
+Identity = tuple[int, int]
+
 
 class UnfitError(Exception):
     """The file is not to be uploaded, for a reason that a person can read."""
@@ -142,8 +145,7 @@ class OpenFile:
         os.close(self._descriptor)
 
     @property
-    def identity(self) -> tuple[int, int]:
-        """The same for the same file whatever its name, different for any other file that exists now."""
+    def identity(self) -> Identity:
         return self._stat.st_dev, self._stat.st_ino
 
     def body(self, before_block: Callable[[], None]) -> Body:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
 _WINDOW_MAX_AGE_S = 5.0  # a sighting older than this is another story, and its picture no alert any more
 
 

@@ -27,8 +27,9 @@ READ_BYTES = 64 * 1024
 PIPE_BYTES = 1024 * 1024
 # A camera writes a picture in one go. Silence of this length after a whole NAL unit means that the picture is complete.
 QUIET_MS = 20
-# The ring is this much longer than the pre-roll: the picture that starts a clip is seen a little after it arrived.
-RING_SLACK_S = 2.0
+# The ring is this much longer than the pre-roll, which counts back from the first picture with a person in it: that one
+# is looked at a little later, and the event is certain only some pictures later still.
+RING_SLACK_S = 5.0
 # Bounds for a camera that sends no key frames, or ignores the bit rate (rpicam-vid's own default is 10 Mbit/s).
 MAX_RING_GOP_S = 15.0
 MAX_RING_BYTES = 24 * 2**20
@@ -84,12 +85,11 @@ class Ring:
 class Tap:
     """One reader's own queue of access units: begins with a key unit, no unit lost, none twice.
 
-    Left unread beyond `max_bytes` it takes no more units and ends (`overflowed`); those queued can still be had.
+    Left unread beyond `MAX_TAP_BYTES` it takes no more units, as after `close`; those queued can still be had.
     """
 
-    def __init__(self, stream: "Stream", changed: threading.Condition, units: Iterable[AccessUnit]) -> None:
+    def __init__(self, changed: threading.Condition, units: Iterable[AccessUnit] = ()) -> None:
         self.overflowed = False
-        self._stream = stream
         self._changed = changed
         self._units = deque(units)
         self._size_bytes = sum(len(unit.data) for unit in self._units)
@@ -97,14 +97,19 @@ class Tap:
         self._is_open = True
 
     @property
+    def is_open(self) -> bool:
+        """More units may be queued."""
+        return self._is_open
+
+    @property
     def ended(self) -> bool:
-        """No unit will ever come any more."""
-        return not self._units and not (self._is_open and not self._stream.ended)
+        """No unit will ever be had any more."""
+        return not self._is_open and not self._units
 
     def get(self, timeout_s: float) -> AccessUnit | None:
         """The next unit; None if none came in time or none will come."""
         with self._changed:
-            self._changed.wait_for(lambda: self._units or self.ended, timeout_s)
+            self._changed.wait_for(lambda: self._units or not self._is_open, timeout_s)
             if not self._units:
                 return None
             unit = self._units.popleft()
@@ -114,20 +119,17 @@ class Tap:
     def close(self) -> None:
         with self._changed:
             self._is_open = False
-            self._units.clear()
-            self._stream.forget(self)
             self._changed.notify_all()
 
     def feed(self, unit: AccessUnit) -> None:
-        """The reader's side, with the lock held."""
-        if self._waits_for_key and not unit.is_key:
+        """The stream's side, with the lock held."""
+        if not self._is_open or (self._waits_for_key and not unit.is_key):
             return
         self._waits_for_key = False
         if self._size_bytes + len(unit.data) > MAX_TAP_BYTES:
-            log.warning("clip is %d bytes behind the camera: it ends here", self._size_bytes)
+            log.warning("clip: %d MB behind the camera; it ends here", self._size_bytes // 2**20)
             self.overflowed = True
             self._is_open = False
-            self._stream.forget(self)
             return
         self._units.append(unit)
         self._size_bytes += len(unit.data)
@@ -137,7 +139,7 @@ class Stream:
     """Reads H.264 from a pipe or socket, of which it takes possession (it closes the descriptor).
 
     All methods may be called from any thread, `newest_frame` from one only. The last unit before the end of the data
-    is given out only if the line went quiet behind it: nobody knows whether it was complete.
+    is given out only if `newest_frame` has found it to be whole: a camera that dies may leave half of one.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class Stream:
         self.next_number = first_number
         self.started_s = self.last_byte_s = self.last_unit_s = self.last_key_s = clock()
         self.received_bytes = 0
+        self._seen_s = self.started_s  # arrival of the picture looked at last
         self.size: tuple[int, int] | None = None
         self._fd = fd
         self._clock = clock
@@ -178,7 +181,7 @@ class Stream:
         """Since when no picture could be decoded although somebody tried; None while all is well."""
         return self._decoder.failing_since_s
 
-    def newest_frame(self, after_number: int, timeout_s: float) -> Frame | None:
+    def newest_frame(self, after_number: int = -1, timeout_s: float = 0) -> Frame | None:
         """The newest picture, decoded here and now, if it is newer than after_number; waits for one.
 
         Never the same picture twice. None on time-out, at the end of the stream, and for damaged data.
@@ -190,7 +193,10 @@ class Stream:
                 if self._ended or left_s <= 0:
                     return None
                 self._changed.wait(left_s)
-        return self._decoder.decode(way, after_number)
+        frame = self._decoder.decode(way, after_number)
+        if frame is not None:
+            self._seen_s = frame.arrival_s
+        return frame
 
     def clip_start_s(self, at_s: float | None = None) -> float | None:
         """When the first unit arrived that a tap opened now would give; None while there is no key unit."""
@@ -199,18 +205,19 @@ class Stream:
             return None if start is None else start.arrival_s
 
     def open_tap(self, at_s: float | None = None) -> Tap:
-        """A tap that begins at least the pre-roll before at_s (a unit's arrival; default: now), as far as there is video."""
+        """A tap that begins the pre-roll or a little more before at_s, as far as there is video.
+
+        at_s is the arrival of a picture, by default the one that `newest_frame` gave last.
+        """
         with self._changed:
             start = self._start_of_clip(at_s)
             units = [] if start is None else [unit for unit in self._ring.units if unit.number >= start.number]
-            tap = Tap(self, self._changed, units)
-            self._taps.append(tap)
+            tap = Tap(self._changed, units)
+            if self._ended:
+                tap.close()
+            else:
+                self._taps.append(tap)
             return tap
-
-    def forget(self, tap: Tap) -> None:
-        with self._changed:
-            if tap in self._taps:
-                self._taps.remove(tap)
 
     def close(self) -> None:
         """Ends the reader and gives back the descriptor. Units already in taps stay there."""
@@ -226,7 +233,7 @@ class Stream:
             self._fd = self._wake_fd = self._waker_fd = -1
 
     def _start_of_clip(self, at_s: float | None) -> AccessUnit | None:
-        return self._ring.start_of_clip(self._clock() if at_s is None else at_s, self._pre_roll_s)
+        return self._ring.start_of_clip(self._seen_s if at_s is None else at_s, self._pre_roll_s)
 
     def _run(self) -> None:
         try:
@@ -236,9 +243,11 @@ class Stream:
             log.exception("camera reader failed")
         finally:
             with self._changed:
-                if self._guess is not None:
+                if self._guess is not None and self._decoder.saw_whole(self._guess):
                     self._give_out(AccessUnit(**vars(self._guess)))
                 self._ended = True
+                for tap in self._taps:
+                    tap.close()
                 self._changed.notify_all()
 
     def _read_to_the_end(self) -> None:
@@ -290,8 +299,9 @@ class Stream:
         if unit.is_key:
             self.last_key_s = unit.arrival_s
         self._ring.append(unit)
-        for tap in list(self._taps):
+        for tap in self._taps:
             tap.feed(unit)
+        self._taps = [tap for tap in self._taps if tap.is_open]
 
 
 def _enlarge(fd: int) -> None:

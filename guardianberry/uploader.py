@@ -20,6 +20,7 @@ from guardianberry.backlog import SET_ASIDE_S, Backlog
 from guardianberry.filenames import ImageName, parse
 from guardianberry.lanes import Backoff, Gate, Pending, Troubles
 from guardianberry.pending import (
+    Identity,
     OpenFile,
     UnfitError,
     Waiting,
@@ -38,7 +39,7 @@ _CLOCK_PAUSE_S = 1.0  # between two looks at `may_upload`
 _LEAST_PAUSE_S = 0.5  # after a sweep that failed, however often another one is asked for
 _ALERT_PAUSES_S = (0.0, 1.0, 3.0)  # before each try of an alert; after the last one it is the sweep's
 _MOST_ALERT_THREADS = 8
-_FAILURES_IN_A_ROW = 3  # of single files; more, and the server is taken to be at fault
+_FAILURES_IN_A_ROW = 3  # of single files; as many, and the rest of their kind waits for the next sweep
 _MOST_ARRIVALS = 1000
 
 
@@ -86,9 +87,9 @@ class Uploader:
         self._sweeper = threading.Thread(target=self._run, name="sweep", daemon=True)
         self._lock = threading.Lock()  # guards what follows
         self._alert_threads: list[threading.Thread] = []
-        self._claims: set[tuple[int, int]] = set()
-        self._arrivals_s: dict[tuple[int, int], float] = {}
-        self._latencies_ms: dict[tuple[int, int], int] = {}
+        self._claims: set[Identity] = set()
+        self._arrivals_s: dict[Identity, float] = {}
+        self._latencies_ms: dict[Identity, int] = {}
         self._counters = Counters()
 
     # Called from outside
@@ -103,15 +104,17 @@ class Uploader:
         except OSError as error:
             log.warning("the alert image %s cannot be uploaded: %s", ascii(path.name), error.strerror)
             return
+        name, identity = parse(path.name), (status.st_dev, status.st_ino)
         with self._lock:
-            self._arrivals_s[status.st_dev, status.st_ino] = frame_arrival_s
+            self._arrivals_s[identity] = frame_arrival_s
             if len(self._arrivals_s) > _MOST_ARRIVALS:
                 del self._arrivals_s[next(iter(self._arrivals_s))]
             self._alert_threads = [thread for thread in self._alert_threads if thread.is_alive()]
-            name = parse(path.name)
-            if isinstance(name, ImageName) and len(self._alert_threads) < _MOST_ALERT_THREADS:
-                waiting = Waiting(self._images, path.name, name)
-                thread = threading.Thread(target=self._run_alert, args=(waiting,), name="alert", daemon=True)
+            has_room = len(self._alert_threads) < _MOST_ALERT_THREADS
+            if isinstance(name, ImageName) and has_room and identity not in self._claims:
+                self._claims.add(identity)  # already now, so that the sweep does not take it for one of its own
+                alert = (Waiting(self._images, path.name, name), identity)
+                thread = threading.Thread(target=self._run_alert, args=alert, name="alert", daemon=True)
                 self._alert_threads.append(thread)
                 thread.start()
                 return
@@ -141,21 +144,24 @@ class Uploader:
 
     # The alert lane
 
-    def _run_alert(self, waiting: Waiting) -> None:
+    def _run_alert(self, waiting: Waiting, claimed: Identity) -> None:
         try:
             for pause_s in _ALERT_PAUSES_S:
-                if self._stopped.wait(pause_s) or not self._may_upload() or self._alert_is_over(waiting):
+                if self._stopped.wait(pause_s) or not self._may_upload() or self._alert_is_over(waiting, claimed):
                     break
         except Interrupted:
             return
         except Exception:
             log.exception("the alert image %s is left to the sweep", waiting.file_name)
+        finally:
+            with self._lock:
+                self._claims.discard(claimed)
         self.sweep_soon()
 
-    def _alert_is_over(self, waiting: Waiting) -> bool:
+    def _alert_is_over(self, waiting: Waiting, claimed: Identity) -> bool:
         try:
             with self._gate.alert():
-                self._send(waiting, before_block=lambda: None)
+                self._send(waiting, before_block=lambda: None, claimed=claimed)
         except RefusedError as refused:
             return not refused.cause.passes
         return True
@@ -178,7 +184,7 @@ class Uploader:
     def _sweep(self) -> float:
         """Offer every waiting file to S3 once; how long to wait for the next sweep."""
         failed, in_a_row = False, 0
-        closed: set[str] = set()
+        closed: set[Kind] = set()
         for waiting in self._backlog.queue(closed, self._wake):
             if not self._may_upload():
                 return _CLOCK_PAUSE_S
@@ -188,14 +194,14 @@ class Uploader:
                     in_a_row = 0
             except RefusedError as refused:
                 scope = refused.cause.scope
-                failed = failed or scope is not Scope.FILE_FOR_LONG
                 in_a_row += 1
-                if scope is Scope.BUCKET:
-                    closed.add(waiting.kind.bucket)
-                elif scope is Scope.EVERYTHING or in_a_row == _FAILURES_IN_A_ROW:
-                    self._troubles.server_is_at_fault()
-                    failed = True
+                failed = failed or scope is not Scope.FILE_FOR_LONG
+                if scope is Scope.EVERYTHING:
                     break
+                if scope is Scope.BUCKET or in_a_row == _FAILURES_IN_A_ROW:
+                    self._troubles.nothing_goes(waiting.kind)
+                    closed.add(waiting.kind)
+                    failed, in_a_row = True, 0
         if failed or self._backlog.unreadable:
             return self._backoff.next_pause_s()
         self._backoff.reset()
@@ -204,10 +210,10 @@ class Uploader:
 
     # One file, from either lane
 
-    def _send(self, waiting: Waiting, *, before_block: Callable[[], None]) -> bool:
+    def _send(self, waiting: Waiting, *, before_block: Callable[[], None], claimed: Identity | None = None) -> bool:
         """True: S3 has the file. False: it is gone, unfit, or in the other lane's hands. Raises RefusedError."""
         try:
-            with OpenFile(waiting) as file, self._claim(file) as mine:
+            with OpenFile(waiting) as file, self._claim(file, claimed) as mine:
                 if mine:
                     self._put(file, before_block)
                 return mine
@@ -223,8 +229,11 @@ class Uploader:
         return False
 
     @contextmanager
-    def _claim(self, file: OpenFile) -> Iterator[bool]:
-        """Whether this thread may upload the file: the other one may be at it."""
+    def _claim(self, file: OpenFile, claimed: Identity | None) -> Iterator[bool]:
+        """Whether this thread may upload the file: the other lane may be at it. `claimed` is the caller's already."""
+        if file.identity == claimed:
+            yield True
+            return
         with self._lock:
             mine = file.identity not in self._claims
             self._claims.add(file.identity)

@@ -190,8 +190,9 @@ def _convert(source: Path, xml: Path, job: _Job) -> None:
         raise WeightsError(f"{source.name} cannot be used: {lines[-1]}")
     if child.returncode != 0 or not _is_whole(xml):
         way_out = f"env/bin/python -m guardianberry.convert {source.name} {xml.name}"
+        said = f" ({lines[-1]})" if lines[-1] else ""
         raise UnavailableError(
-            f"The conversion of {source.name} {ending}{lines[-1] and f' ({lines[-1]})'}. The way out: on another computer"
+            f"The conversion of {source.name} {ending}{said}. The way out: on another computer"
             f" with this program run `{way_out}`, then copy {xml.name} and {xml.stem}.bin into {xml.parent}/ here."
         )
 

@@ -127,10 +127,11 @@ class Model(nn.Module):
     model: nn.Sequential
     save: list[int]
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x: Any = images
         outputs: list[Any] = []
         for layer in self.model:
-            source = layer.f
+            source: Any = layer.f
             if isinstance(source, int):
                 x = x if source == -1 else outputs[source]
             else:
@@ -141,7 +142,9 @@ class Model(nn.Module):
 
     @property
     def detect(self) -> Detect:
-        return self.model[-1]
+        last = self.model[-1]
+        assert isinstance(last, Detect)
+        return last
 
 
 def build(
@@ -156,7 +159,9 @@ def build(
     def rep(repeats: int) -> int:
         return max(round(repeats * depth), 1)
 
-    up = {"scale_factor": 2, "mode": "nearest"}
+    def up() -> nn.Upsample:
+        return nn.Upsample(scale_factor=2, mode="nearest")
+
     layers: list[tuple[int | list[int], nn.Module]] = [
         (-1, Conv(3, ch(64), 6, 2, 2)),
         (-1, Conv(ch(64), ch(128), 3, 2)),
@@ -169,11 +174,11 @@ def build(
         (-1, C3(ch(1024), ch(1024), rep(3))),
         (-1, SPPF(ch(1024), ch(1024))),
         (-1, Conv(ch(1024), ch(512), 1)),
-        (-1, nn.Upsample(**up)),
+        (-1, up()),
         ([-1, 6], Concat()),
         (-1, C3(2 * ch(512), ch(512), rep(3), shortcut=False)),
         (-1, Conv(ch(512), ch(256), 1)),
-        (-1, nn.Upsample(**up)),
+        (-1, up()),
         ([-1, 4], Concat()),
         (-1, C3(2 * ch(256), ch(256), rep(3), shortcut=False)),
         (-1, Conv(ch(256), ch(256), 3, 2)),
@@ -196,7 +201,7 @@ def build(
 def _bias_heads(detect: Detect) -> None:
     """Start objectness at 8 objects a 640 px image, as YOLOv5 does (arXiv 1708.02002 section 3.3)."""
     for head, stride in zip(detect.m, STRIDES_PX, strict=True):
-        bias = head.bias.detach().view(detect.na, -1).clone()  # type: ignore[union-attr, operator]
+        bias = head.bias.detach().view(detect.na, -1).clone()  # type: ignore[operator]
         bias[:, 4] += math.log(8 / (640 / stride) ** 2)
         if detect.nc > 1:
             bias[:, 5:] += math.log(0.6 / (detect.nc - 0.99999))
@@ -285,5 +290,5 @@ def fuse(model: Model) -> Model:
     for module in model.modules():
         if isinstance(module, Conv) and isinstance(module.bn, nn.BatchNorm2d):
             module.conv = nn.utils.fuse_conv_bn_eval(module.conv.eval(), module.bn.eval())
-            module.bn = nn.Identity()
+            module.bn = nn.Identity()  # type: ignore[assignment]
     return model

@@ -42,21 +42,30 @@ cd {home!r} && HOME={home!r} exec /bin/sh -c "$2"
 """
 
 
+# Options whose name is not the API's, because the real command has another use for that.
+_RENAMED = {("sns", "subscribe", "notification-endpoint"): "endpoint"}
+
+
 class UsageError(Exception):
     pass
 
 
 class AwsCli:
-    """Use as a context manager. `path` is a PATH whose `aws` talks to `endpoint_url`, and whose `ssh` to `home`."""
+    """Use as a context manager. `path` is a PATH whose `aws` talks to `endpoint_url`, and whose `ssh` to `home`.
+
+    `cwd` is the owner's folder, with our aws/ in it.
+    """
 
     def __init__(self, folder: Path, *, endpoint_url: str, home: Path, region: str) -> None:
         self._session = boto3.session.Session(
             aws_access_key_id="AKIAADMINISTRATOR", aws_secret_access_key="administrator", region_name=region
         )
         self._endpoint_url = endpoint_url
-        folder.mkdir(parents=True)
-        _write_script(folder / "ssh", _SSH_SCRIPT.format(home=str(home)))
-        self.path = f"{folder}:/usr/bin:/bin"
+        self.cwd, programs = folder, folder / "bin"
+        programs.mkdir(parents=True)
+        (folder / "aws").symlink_to(Path(__file__).resolve().parent.parent / "aws")
+        _write_script(programs / "ssh", _SSH_SCRIPT.format(home=str(home)))
+        self.path = f"{programs}:/usr/bin:/bin"
         cli = self
 
         class Handler(socketserver.StreamRequestHandler):
@@ -66,7 +75,7 @@ class AwsCli:
 
         self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
         port = self._server.server_address[1]
-        _write_script(folder / "aws", _AWS_SCRIPT.format(python=sys.executable, port=port))
+        _write_script(programs / "aws", _AWS_SCRIPT.format(python=sys.executable, port=port))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     def __enter__(self) -> AwsCli:
@@ -108,6 +117,7 @@ class AwsCli:
         members = {xform_name(name, "-"): (name, member) for name, member in shape.members.items()} if shape else {}
         asked = {}
         for option, values in options.items():
+            option = _RENAMED.get((service, operation, option), option)
             if option not in members:
                 raise UsageError(f"{operation} has no --{option}")
             name, member = members[option]

@@ -1,0 +1,264 @@
+"""Keeps video flowing: reads a hand-started stream or starts the camera program, watches it, stops it, starts it anew.
+
+`Camera` is driven by one loop in the program's main thread, which calls `check_and_launch_libcamera` on every pass.
+Liveness is the age of the last byte, not the process: a hung sensor keeps rpicam-vid alive and silent for ever.
+"""
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from guardianberry.camera_program import (
+    CameraError,
+    CameraProcess,
+    Fault,
+    RunningCamera,
+    Settings,
+    ask_for_help,
+    command_line,
+    fault_of_exit,
+    find_program,
+    running_cameras,
+)
+from guardianberry.stream import Frame, Stream, Tap
+
+log = logging.getLogger(__name__)
+
+# Pause before the next try in a row, from the start of the last one; the last value repeats.
+BACK_OFF_S = (0.5, 1.0, 2.0, 4.0)
+# So much unbroken video, and the outage counts as over: back-off and warnings start afresh.
+HEALTHY_S = 10.0
+# A camera takes a while to its first byte; with a shorter stall limit this one holds until then.
+FIRST_BYTE_S = 5.0
+# Bytes flow, but nothing can be made of them.
+NO_KEY_FRAME_S = 60.0
+UNDECODABLE_S = 10.0
+CONNECT_TIMEOUT_S = 1.0
+# Wakes a waiting consumer at shutdown, whose signal handler only sets a flag.
+WAKE_S = 0.25
+_NEVER = threading.Event()
+
+
+def fault_of_stream(stream: Stream, now_s: float, stall_s: float) -> Fault | None:
+    """What is wrong with a stream that is still open; None if nothing is."""
+    limit_s = stall_s if stream.received_bytes else max(stall_s, FIRST_BYTE_S)
+    if now_s - stream.last_byte_s > limit_s:
+        return Fault("stalled", f"stalled: no byte for {now_s - stream.last_byte_s:.1f} s")
+    if stream.last_byte_s - stream.last_unit_s > max(stall_s, FIRST_BYTE_S):
+        return Fault("garbage", f"no picture in the data of {stream.last_byte_s - stream.last_unit_s:.1f} s")
+    if now_s - stream.last_key_s > NO_KEY_FRAME_S:
+        return Fault("no key frame", f"sent no key frame for {now_s - stream.last_key_s:.0f} s")
+    failing_s = stream.failing_since_s
+    if failing_s is not None and now_s - failing_s > max(stall_s, UNDECODABLE_S):
+        return Fault("garbage", f"no picture could be decoded for {now_s - failing_s:.1f} s")
+    return None
+
+
+class Camera:
+    """The one source of video: a stream by hand if there is one, else our own child. Used from the main thread."""
+
+    def __init__(
+        self,
+        *,
+        width_px: int,
+        height_px: int,
+        frame_rate_fps: int,
+        intra_frames: int,
+        bitrate_bps: int,
+        stream_url: str,
+        pre_roll_s: float,
+        stall_s: float,
+        heed_others: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.stream: Stream | None = None
+        self.launches = 0
+        self.state = "starting"  # starting, streaming, waiting, stopped
+        self.reason = ""  # the last fault, for people
+        self._settings = Settings(width_px, height_px, frame_rate_fps, intra_frames, bitrate_bps)
+        url = urlsplit(stream_url)
+        self._host, self._port = url.hostname or "127.0.0.1", url.port or 8888
+        self._pre_roll_s = pre_roll_s
+        self._stall_s = stall_s
+        self._heed_others = heed_others
+        self._clock = clock
+        self._process: CameraProcess | None = None
+        self._source = ""
+        self._help: dict[str, str] = {}
+        self._codec = "h264"
+        self._next_number = 0
+        self._tries = 0
+        self._retry_at_s = clock()
+        self._is_announced = False
+        self._told: set[str] = set()
+        self._told_since_back = False
+        self._untold = 0  # faults of a kind that has been told already
+
+    @property
+    def relaunches(self) -> int:
+        """How often video had to be fetched anew since the start."""
+        return max(0, self.launches - 1)
+
+    def check_and_launch_libcamera(self) -> None:
+        """Called on every pass: cheap while video flows, else stops what is broken and tries anew when it is time.
+
+        Blocks for no longer than the stop ladder (2.5 s), or once for the camera program's --help.
+        """
+        if self.state == "stopped":
+            return
+        if self.stream is not None:
+            fault = self._fault()
+            if fault is None:
+                self._healthy()
+                return
+            self._close()
+            self._failed(fault)
+        if self._clock() >= self._retry_at_s:
+            self._try()
+
+    def newest_frame(
+        self, *, timeout_s: float, after_number: int = -1, stop: threading.Event | None = None
+    ) -> Frame | None:
+        """As Stream.newest_frame, also while there is no stream; returns early when `stop` is set.
+
+        Numbers go on counting over relaunches.
+        """
+        stop = stop or _NEVER
+        deadline_s = time.monotonic() + timeout_s
+        while not stop.is_set() and (left_s := min(WAKE_S, deadline_s - time.monotonic())) > 0:
+            if self.stream is not None:
+                frame = self.stream.newest_frame(after_number, left_s)
+                if frame is not None:
+                    return frame
+            if self.stream is None or self.stream.ended:
+                stop.wait(left_s)
+                return None
+        return None
+
+    def clip_start_s(self, at_s: float | None = None) -> float:
+        """When the first video arrived that a tap opened now would give; now, while there is none."""
+        start_s = None if self.stream is None else self.stream.clip_start_s(at_s)
+        return self._clock() if start_s is None else start_s
+
+    def open_tap(self, at_s: float | None = None) -> Tap:
+        """As Stream.open_tap; a tap that has ended while there is no stream."""
+        if self.stream is not None:
+            return self.stream.open_tap(at_s)
+        tap = Tap(threading.Condition())
+        tap.close()
+        return tap
+
+    def stop(self) -> None:
+        """Stops the camera for good, within 3 s whatever it does. Taps keep what they have."""
+        self._close()
+        self.state = "stopped"
+
+    def _try(self) -> None:
+        started_s = self._clock()
+        pause_s = BACK_OFF_S[min(self._tries, len(BACK_OFF_S) - 1)]
+        self._tries += 1
+        try:
+            fd = self._open()
+        except CameraError as error:
+            self._failed(error.fault)
+        else:
+            self.launches += 1
+            self._is_announced = False
+            self.state = "starting"
+            self.stream = Stream(fd, pre_roll_s=self._pre_roll_s, clock=self._clock, first_number=self._next_number)
+        self._retry_at_s = started_s + pause_s
+
+    def _open(self) -> int:
+        """A descriptor to read video from."""
+        others = running_cameras() if self._heed_others else []
+        for other in others:
+            if other.listens_on_port == self._port:
+                return self._connect(other)
+        if others:
+            who = ", ".join(f"{other.name} (pid {other.pid})" for other in others)
+            raise CameraError(f"held {who}", f"the camera is used by {who}: waiting until it ends")
+        program = find_program()
+        command = command_line(program, self._settings, self._help_of(program), self._codec)
+        log.debug("starting %s", " ".join(command))
+        self._process = CameraProcess(command)
+        self._source = f"{self._process.name} (pid {self._process.pid})"
+        return self._process.video_fd
+
+    def _connect(self, other: RunningCamera) -> int:
+        try:
+            connection = socket.create_connection((self._host, self._port), CONNECT_TIMEOUT_S)
+        except OSError as error:
+            where = f"tcp://{self._host}:{self._port}"
+            text = f"{other.name} (pid {other.pid}) should stream to {where}, which cannot be read: {error}"
+            raise CameraError("connect", text) from error
+        self._source = f"{other.name} (pid {other.pid}) on tcp://{self._host}:{self._port}"
+        return connection.detach()
+
+    def _help_of(self, program: str) -> str:
+        """Asked once per program. One that does not answer in time is asked again at the next try."""
+        if program not in self._help:
+            answer = ask_for_help(program)
+            if answer is None:
+                return ""
+            self._help[program] = answer
+        return self._help[program]
+
+    def _fault(self) -> Fault | None:
+        assert self.stream is not None
+        if not self.stream.ended:
+            return fault_of_stream(self.stream, self._clock(), self._stall_s)
+        if self._process is None:
+            return Fault("ended", f"{self._source} ended ({self.stream.end_reason or 'end of data'})")
+        code = self._process.exit_code(timeout_s=0.3)
+        fault = fault_of_exit(self._process.name, code, self._process.last_words())
+        if fault.kind == "codec":  # some builds for the Pi 5 take H.264 to stdout only this way
+            self._codec = "libav" if self._codec == "h264" else "h264"
+        return fault
+
+    def _healthy(self) -> None:
+        assert self.stream is not None
+        if self.stream.next_number == self._next_number:
+            return  # not a picture yet
+        if not self._is_announced:
+            self._is_announced = True
+            self._announce()
+        if self._tries and self.stream.last_unit_s - self.stream.started_s > HEALTHY_S:
+            self._tries = 0
+            self._told.clear()
+            if self._untold:
+                log.info("camera: steady for %.0f s now; %d relaunches so far", HEALTHY_S, self.relaunches)
+            self._untold = 0
+
+    def _announce(self) -> None:
+        self.state, self.reason = "streaming", ""
+        width, height = (self.stream.size if self.stream else None) or (0, 0)
+        if self.launches == 1:
+            log.info("camera: video from %s, %d x %d", self._source, width, height)
+        elif self._told_since_back:
+            self._untold = 0
+            log.info(
+                "camera is back: video from %s, %d x %d, relaunch %d", self._source, width, height, self.relaunches
+            )
+        self._told_since_back = False
+
+    def _failed(self, fault: Fault) -> None:
+        self.state, self.reason = "waiting", fault.text
+        if fault.kind in self._told:
+            self._untold += 1
+            log.debug("camera: %s", fault.text)
+            return
+        self._told.add(fault.kind)
+        self._told_since_back = True
+        log.warning("camera: %s; trying again every few seconds", fault.text)
+
+    def _close(self) -> None:
+        process, stream = self._process, self.stream
+        self._process = self.stream = None
+        if process is not None:
+            process.stop()
+        if stream is not None:
+            stream.close()
+            self._next_number = stream.next_number

@@ -1,0 +1,126 @@
+"""The doctor's look at S3: are there credentials, where do they lie, and does S3 know them. They are never shown."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import tempfile
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import botocore.exceptions
+import botocore.parsers
+import botocore.session
+
+from guardianberry.check_machine import cron_lines, is_open_to_others, read
+from guardianberry.findings import Finding, fail, ok, warn
+from guardianberry.pending import Body
+from guardianberry.refusals import (
+    NO_CREDENTIALS,
+    NO_PERMISSION,
+    RefusedError,
+    cause_of_answer,
+    cause_of_exception,
+    status_and_code,
+)
+from guardianberry.s3 import S3
+
+_CANARY = b"A test object of guardianberry --check --upload. It may be deleted.\n"
+_ADVICE = "aws/README.md shows how keys are made and where they go."
+
+
+def check_s3(server_side_encryption: str | None, root: Path) -> tuple[list[Finding], S3 | None]:
+    """Credentials, endpoint, and whether S3 knows the key; the S3 that a canary could go to, None if none could."""
+    s3 = S3(server_side_encryption=server_side_encryption)
+    try:
+        client = s3._ready_client()  # what the daemon does before its first upload: the same refusals, the same words
+    except RefusedError as refused:
+        subject = "endpoint" if "endpoint" in refused.cause.text else "credentials"
+        return [fail(subject, str(refused), _ADVICE)], None
+    method = client._request_signer._credentials.method
+    findings = [ok("credentials", f"found ({method})"), *check_where_they_lie(method, os.environ, root)]
+    url = urlsplit(client.meta.endpoint_url)
+    place = f"{url.scheme}://{url.hostname}" + (f":{url.port}" if url.port else "")  # a URL can hold a password
+    answer = ask(client)
+    findings.append(answer._replace(text=f"{place}, {answer.text}"))
+    return findings, s3
+
+
+def ask(client: Any) -> Finding:
+    """Whether S3 answers and knows the key. The question is one that a camera's key has no right to ask."""
+    try:
+        client.list_buckets()
+    except botocore.exceptions.ClientError as error:
+        status, code = status_and_code(error)
+        cause = cause_of_answer(status, code)
+        if cause is NO_PERMISSION or status in (404, 405, 501):  # understood, known, and not allowed, as it should be
+            return ok("endpoint", "answers, and knows the key")
+        return fail("endpoint", str(RefusedError(cause, f"HTTP {status} {code}")), _ADVICE)
+    except (botocore.exceptions.BotoCoreError, botocore.parsers.ResponseParserError) as error:
+        refused = RefusedError(*cause_of_exception(error))
+        return fail("endpoint", str(refused), "Recording works without; alerts and clips wait on the disk.")
+    return warn(
+        "endpoint",
+        "answers, and the key may list all buckets",
+        "A camera needs no more than s3:PutObject: " + _ADVICE,
+    )
+
+
+def check_where_they_lie(method: str, environment: Mapping[str, str], root: Path) -> Iterator[Finding]:
+    """Whether others on this machine can read the key, and whether the daemon will find it after a reboot."""
+    home = Path(environment.get("HOME", "/"))
+    files = {
+        Path(environment.get("AWS_SHARED_CREDENTIALS_FILE") or home / ".aws/credentials"),
+        Path(environment.get("AWS_CONFIG_FILE") or home / ".aws/config"),
+    }
+    for path in sorted(files):
+        if path.is_file() and is_open_to_others(path):
+            yield warn("credentials", f"others on this machine may read {path}", f"chmod 600 {path}")
+    system = root / "etc/environment"
+    if re.search(r"AWS_SECRET_ACCESS_KEY|AWS_SESSION_TOKEN", read(system)) and is_open_to_others(system):
+        yield warn(
+            "credentials",
+            f"{system} holds a key that everyone on this machine may read",
+            "Move it to ~/.aws/credentials (chmod 600), which is the better place, or: sudo chmod 600 /etc/environment",
+        )
+    if missing := only_in_this_shell(environment, root):
+        advice = "Put them into ~/.aws/credentials and ~/.aws/config, or into /etc/environment."
+        text = f"{', '.join(missing)} of this shell will not be there when cron starts the daemon"
+        yield warn("credentials", text, advice)
+
+
+def only_in_this_shell(environment: Mapping[str, str], root: Path) -> list[str]:
+    """AWS's variables that neither /etc/environment nor cron's own table sets."""
+    elsewhere = read(root / "etc/environment") + "\n" + "\n".join(cron_lines(root))
+    return sorted(
+        name
+        for name in environment
+        if name.startswith("AWS_") and not re.search(rf"^\s*(export\s+)?{re.escape(name)}\s*=", elsewhere, re.MULTILINE)
+    )
+
+
+def check_uploads(s3: S3, buckets: Mapping[str, str]) -> Iterator[Finding]:
+    """Store a canary in each bucket (subject to name). The key is no event's, yet whoever listens may be alerted."""
+    checksum = base64.b64encode(zlib.crc32(_CANARY).to_bytes(4)).decode()
+    for subject, bucket in buckets.items():
+        key = f"{uuid.uuid4()}.txt"
+        with tempfile.TemporaryFile() as file:
+            file.write(_CANARY)
+            file.flush()
+            body = Body(file.fileno(), len(_CANARY), lambda: None)
+            try:
+                s3.put(
+                    bucket, key, body, crc32_base64=checksum, content_type="text/plain", metadata={"check": "canary"}
+                )
+            except RefusedError as refused:
+                yield fail(subject, f"{bucket}: {refused}", _ADVICE)
+            else:
+                yield ok(subject, f"{bucket} took {key}")
+
+
+__all__ = ["NO_CREDENTIALS", "S3", "check_s3", "check_uploads", "check_where_they_lie"]

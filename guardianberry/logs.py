@@ -1,0 +1,52 @@
+"""Log lines for people: each one begins as a line of ours does, whatever stands in it, and suits the journal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+_MORE = "    | "  # begins every further line of an entry, which for the rest only tracebacks have
+# What systemd's journal takes for the priority of a line (sd-daemon(3)).
+_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7))
+
+
+class LineFormatter(logging.Formatter):
+    """Time, level, message; nothing in the message can begin a line that looks like another entry."""
+
+    def __init__(self, layout: str = "%(asctime)s %(levelname)-7s %(message)s") -> None:
+        super().__init__(layout)
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = super().format(record).split("\n")
+        return "\n".join((_MORE if more else "") + self._line(record, line) for more, line in enumerate(lines))
+
+    def _line(self, record: logging.LogRecord, line: str) -> str:
+        return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], line)
+
+
+class JournalFormatter(LineFormatter):
+    """For the journal, which has the time already: the priority in front of each line, then the message."""
+
+    def __init__(self) -> None:
+        super().__init__("%(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        number = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
+        return "\n".join(f"<{number}>{line}" for line in super().format(record).split("\n"))
+
+
+def formatter(descriptor: int = 2, environment: Mapping[str, str] = os.environ) -> logging.Formatter:
+    """What suits the place that `descriptor` (stderr) leads to."""
+    return JournalFormatter() if leads_to_journal(descriptor, environment) else LineFormatter()
+
+
+def leads_to_journal(descriptor: int, environment: Mapping[str, str]) -> bool:
+    """systemd names the journal's socket in JOURNAL_STREAM. The variable is inherited, so the descriptor must match."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return False
+    return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

@@ -1,0 +1,123 @@
+"""The real daemon as a process, in a folder of its own, with its constants edited as an owner would edit them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+CLIPS = SHARED / "clips"
+OFFICIAL_WEIGHTS = SHARED / "weights" / "yolov5n.pt"
+SCENE = ROOT / "demo" / "scene.mp4"
+
+STAND_IN_PATH = os.pathsep.join([str(Path(sys.executable).parent), str(ROOT / "demo"), "/usr/bin", "/bin"])
+
+
+def install(folder: Path, **constants: object) -> Path:
+    """Put the program into `folder`, with these constants at the top of the script changed; the script's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    script = (ROOT / "detect_and_upload.py").read_text(encoding="utf-8")
+    for name, value in constants.items():
+        script, changed = re.subn(rf"^{name} = .*$", lambda _, n=name, v=value: f"{n} = {v!r}", script, flags=re.MULTILINE)
+        assert changed == 1, f"{name} is no constant of the script"
+    path = folder / "detect_and_upload.py"
+    path.write_text(script, encoding="utf-8")
+    for name in ("guardianberry", "demo"):
+        link = folder / name
+        if not link.is_symlink():
+            link.symlink_to(ROOT / name)
+    return path
+
+
+def install_models(models: Path) -> Path:
+    """The bundled models, and the official one where it is at hand, in a folder that may be written to."""
+    models.mkdir(parents=True)
+    for path in (ROOT / "models").glob("*.*"):
+        if path.suffix in {".xml", ".bin", ".sha256"}:
+            shutil.copy(path, models)
+    if OFFICIAL_WEIGHTS.exists():
+        shutil.copy(OFFICIAL_WEIGHTS, models)
+    return models
+
+
+class Daemon:
+    """`with Daemon(folder, models) as daemon:` runs the real process; it is killed at the end if it still runs."""
+
+    def __init__(
+        self,
+        folder: Path,
+        models: Path,
+        *,
+        env: dict[str, str] | None = None,
+        arguments: tuple[str, ...] = (),
+        prefix: tuple[str, ...] = (),
+        **constants: object,
+    ) -> None:
+        self.folder = folder
+        self.script = install(folder, **constants)
+        if not (folder / "models").exists():
+            (folder / "models").symlink_to(models)
+        self.log_path = folder / "daemon.log"
+        self._command = [*prefix, sys.executable, str(self.script), *arguments]
+        self._env = {"PATH": STAND_IN_PATH, "HOME": str(folder), "LANG": "C.UTF-8", **(env or {})}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Daemon:
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command, cwd="/", env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        return self
+
+    def __enter__(self) -> Daemon:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(encoding="utf-8", errors="replace") if self.log_path.exists() else ""
+
+    def pending(self) -> list[str]:
+        """The files of the queue, whatever their state."""
+        folders = (self.folder / "images", self.folder / "videos")
+        return sorted(f"{folder.name}/{path.name}" for folder in folders if folder.is_dir() for path in folder.iterdir())
+
+    def wait_for_log(self, pattern: str, *, timeout_s: float = 60, count: int = 1) -> list[str]:
+        """Until `pattern` stands in the log `count` times; what matched."""
+        give_up_s = time.monotonic() + timeout_s
+        while len(found := re.findall(pattern, self.log)) < count:
+            self._give_up(f"no {pattern!r} x{count} in the log", give_up_s)
+        return found
+
+    def wait_until(self, condition, what: str, *, timeout_s: float = 60) -> None:
+        give_up_s = time.monotonic() + timeout_s
+        while not condition():
+            self._give_up(what, give_up_s)
+
+    def _give_up(self, what: str, give_up_s: float) -> None:
+        assert self.process is not None
+        assert time.monotonic() < give_up_s, f"{what}; the log:\n{self.log}"
+        assert self.process.poll() is None, f"{what}; the daemon ended with {self.process.returncode}; log:\n{self.log}"
+        time.sleep(0.05)
+
+    def terminate(self, timeout_s: float = 10) -> tuple[int, float]:
+        """SIGTERM; the exit code and how long it took."""
+        assert self.process is not None
+        asked_s = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(timeout_s)
+        return code, time.monotonic() - asked_s
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()

@@ -1,0 +1,135 @@
+"""A moto S3 server in a process of its own, reached over HTTP as the real one would be."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+ACCESS_KEY = "AKIAONLYFORTHETESTS1"
+SECRET_KEY = "a-secret-that-opens-nothing"
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredObject:
+    key: str
+    size: int
+    metadata: dict[str, str]
+    content_type: str
+    server_side_encryption: str | None
+    body: bytes
+
+
+def environment(url: str) -> dict[str, str]:
+    """What makes a program that uses boto3 talk to the server at `url`, whatever the machine's own settings are."""
+    return {
+        "AWS_ENDPOINT_URL_S3": url,
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+class S3Server:
+    """Starts at once; use it as a context manager, or call `stop`. `certificate`: (file, key file) for TLS."""
+
+    def __init__(
+        self, *, certificate: tuple[Path, Path] | None = None, extra_environment: dict[str, str] | None = None
+    ):
+        self._scheme = "https" if certificate else "http"
+        self._options = ["-s", "-c", str(certificate[0]), "-k", str(certificate[1])] if certificate else []
+        self._verify: Any = str(certificate[0]) if certificate else None
+        self._environment = {**os.environ, **(extra_environment or {})}
+        self.port = 0
+        for _ in range(5):  # another program may take the port between our look and the server's start
+            self.port = free_port()
+            self._process = self._launch()
+            if self._answers(timeout_s=60):
+                return
+            self.stop()
+        raise RuntimeError("the moto server does not start")
+
+    @property
+    def url(self) -> str:
+        return f"{self._scheme}://127.0.0.1:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        return environment(self.url)
+
+    def create_bucket(self, *names: str) -> None:
+        for name in names:
+            self.client().create_bucket(Bucket=name)
+
+    def objects(self, bucket: str, *, with_body: bool = True) -> list[StoredObject]:
+        """Everything in the bucket, oldest first, as an owner would read it."""
+        client = self.client()
+        found: list[tuple[Any, StoredObject]] = []
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            for entry in page.get("Contents", []):
+                answer = (client.get_object if with_body else client.head_object)(Bucket=bucket, Key=entry["Key"])
+                stored = StoredObject(
+                    key=entry["Key"],
+                    size=entry["Size"],
+                    metadata=answer["Metadata"],
+                    content_type=answer["ContentType"],
+                    server_side_encryption=answer.get("ServerSideEncryption"),
+                    body=answer["Body"].read() if with_body else b"",
+                )
+                found.append((entry["LastModified"], stored))
+        return [stored for _, stored in sorted(found, key=lambda pair: pair[0])]
+
+    def keys(self, bucket: str) -> set[str]:
+        pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        return {entry["Key"] for page in pages for entry in page.get("Contents", [])}
+
+    def client(self) -> Any:
+        return boto3.session.Session(aws_access_key_id=ACCESS_KEY, aws_secret_access_key=SECRET_KEY).client(
+            "s3", endpoint_url=self.url, region_name="us-east-1", verify=self._verify, config=Config(proxies={})
+        )
+
+    def stop(self) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self._process.wait()
+
+    def __enter__(self) -> S3Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port), *self._options]
+        return subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self._environment, start_new_session=True
+        )
+
+    def _answers(self, *, timeout_s: float) -> bool:
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s and self._process.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return True
+            time.sleep(0.05)
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,598 @@
+"""The camera's supervision, on throw-away camera programs: real processes, real pipes, real signals."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from guardianberry import camera as camera_module
+from guardianberry import camera_program
+from guardianberry.camera import Camera, fault_of_stream
+from guardianberry.camera_program import (
+    CameraError,
+    CameraProcess,
+    Settings,
+    command_line,
+    fault_of_exit,
+    find_program,
+    running_cameras,
+)
+from tests.h264 import units
+
+WAIT_S = 30  # for what must happen; only a failing test waits so long
+STALL_S = 0.6
+
+# What every fake camera can do. It needs no package, so it starts quickly even on a busy machine.
+PRELUDE = """
+    import os, signal, socket, struct, sys, time
+    HERE = os.path.dirname(os.path.abspath(__file__))
+    if "--help" in sys.argv:
+        print("  --low-latency   --libav-format arg")
+        sys.exit(0)
+    with open(os.path.join(HERE, "launches"), "a") as launches:
+        launches.write("%d %s\\n" % (os.getpid(), " ".join(sys.argv[1:])))
+    LAUNCH = sum(1 for _ in open(os.path.join(HERE, "launches")))
+    def say(text): sys.stderr.write(text + "\\n"); sys.stderr.flush()
+    def pictures(name="video"):
+        data = open(os.path.join(HERE, name), "rb").read()
+        while data:
+            size, = struct.unpack("<I", data[:4])
+            yield data[4:4 + size]
+            data = data[4 + size:]
+    def play(count=40, to=1, pause_s=0.02, name="video"):
+        for _, picture in zip(range(count), pictures(name)):
+            os.write(to, picture)
+            time.sleep(pause_s)
+    def deaf():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE): signal.signal(number, signal.SIG_IGN)
+    def hang():
+        while True: time.sleep(1)
+"""
+FOREVER = "while True: play()"
+
+
+class Bench:
+    """A folder on PATH with a camera program in it, and the Camera that uses it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.camera: Camera | None = None
+        self.others: list[subprocess.Popen] = []
+        folder.mkdir()
+        self.record("video", units(40, width=160, height=96))
+
+    def record(self, name: str, video) -> None:
+        data = b"".join(len(unit.data).to_bytes(4, "little") + unit.data for unit in video)
+        (self.folder / name).write_bytes(data)
+
+    def program(self, body: str, name: str = "rpicam-vid") -> Path:
+        path = self.folder / name
+        path.write_text(f"#!{sys.executable} -IS\n" + textwrap.dedent(PRELUDE) + textwrap.dedent(body) + "\n")
+        path.chmod(0o755)
+        return path
+
+    def use(self, **settings: object) -> Camera:
+        defaults = {
+            "width_px": 160,
+            "height_px": 96,
+            "frame_rate_fps": 10,
+            "intra_frames": 10,
+            "bitrate_bps": 1_000_000,
+            "stream_url": "tcp://127.0.0.1:8888",
+            "pre_roll_s": 1.0,
+            "stall_s": STALL_S,
+            "heed_others": False,
+        }
+        self.camera = Camera(**{**defaults, **settings})
+        return self.camera
+
+    def by_hand(self, *arguments: str, name: str = "rpicam-vid") -> subprocess.Popen:
+        process = subprocess.Popen([self.folder / name, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        self.others.append(process)
+        return process
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        """Runs the loop's part until the condition holds."""
+        give_up_s = time.monotonic() + WAIT_S
+        while not condition():
+            assert time.monotonic() < give_up_s, what
+            self.camera.check_and_launch_libcamera()
+            self.camera.newest_frame(timeout_s=0.02)
+
+    def until_pictures(self) -> None:
+        self.until(lambda: self.camera.newest_frame(timeout_s=0.1), "no picture")
+
+    @property
+    def launches(self) -> list[tuple[int, str]]:
+        path = self.folder / "launches"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [(int(line.split(" ")[0]), line.partition(" ")[2]) for line in lines]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    bench = Bench(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{bench.folder}:/usr/bin:/bin")
+    # The suite may not depend on what else runs on this machine.
+    monkeypatch.setattr(camera_module, "running_cameras", lambda: [c for c in running_cameras() if is_ours(c.pid)])
+    monkeypatch.setattr(camera_module, "FIRST_BYTE_S", 3.0)
+    monkeypatch.setattr(camera_module, "BACK_OFF_S", (0.05, 0.1, 0.2))
+    yield bench
+    if bench.camera is not None:
+        bench.camera.stop()
+    for process in bench.others:
+        process.kill()
+        process.communicate()
+
+
+def is_ours(pid: int) -> bool:
+    try:
+        return os.getpid() in [parent.pid for parent in psutil.Process(pid).parents()]
+    except psutil.NoSuchProcess:
+        return False
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def zombies() -> list[int]:
+    return [child.pid for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE]
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+# ---- Starting
+
+
+def test_video_comes_from_the_program_on_path_with_the_agreed_command_line(bench, caplog) -> None:
+    caplog.set_level("INFO")
+    bench.program(FOREVER)
+    bench.use()
+    bench.until_pictures()
+    bench.until(lambda: bench.camera.state == "streaming", "not announced")
+    ((pid, arguments),) = bench.launches
+    assert arguments == (
+        "-n -t 0 --width 160 --height 96 --framerate 10 --inline --intra 10 --bitrate 1000000 --codec h264 --flush "
+        "--low-latency --libav-format h264 -o -"
+    )
+    assert psutil.Process(pid).net_connections() == []
+    assert f"camera: video from rpicam-vid (pid {pid}), 160 x 96" in caplog.messages
+    assert warnings(caplog) == []
+    assert bench.camera.relaunches == 0
+    frame = bench.camera.newest_frame(timeout_s=WAIT_S)
+    assert frame.bgr.shape == (96, 160, 3)
+    assert bench.camera.clip_start_s() <= frame.arrival_s
+    assert bench.camera.open_tap().get(0).is_key
+
+
+@pytest.mark.parametrize(
+    ("help_text", "expected"),
+    [
+        ("", ["--flush", "-o", "-"]),
+        ("  --low-latency [=arg(=1)] (=0)  Enable", ["--flush", "--low-latency", "-o", "-"]),
+        ("  --libav-format arg  Sets", ["--flush", "--libav-format", "h264", "-o", "-"]),
+        ("--libav-format-x arg --ultra--low-latency", ["--flush", "-o", "-"]),
+    ],
+)
+def test_options_that_not_every_version_knows_are_used_where_help_lists_them(help_text, expected) -> None:
+    command = command_line("/usr/bin/rpicam-vid", Settings(640, 480, 10, 10, 2_000_000), help_text)
+    assert command[command.index("--flush") :] == expected
+
+
+def test_help_is_asked_once_a_program_and_one_that_hangs_holds_up_nothing(bench, monkeypatch) -> None:
+    asked = []
+    answers = iter([None, "--low-latency", ""])
+    monkeypatch.setattr(camera_module, "ask_for_help", lambda program: asked.append(program) or next(answers))
+    bench.program("sys.exit(1)")
+    bench.use()
+    bench.until(lambda: len(bench.launches) == 4, "launches")
+    assert len(asked) == 2, "once without an answer, once with one"
+    assert ["--low-latency" in arguments for _, arguments in bench.launches] == [False, True, True, True]
+    monkeypatch.setattr(camera_program, "HELP_TIMEOUT_S", 0.3)
+    slow = bench.folder / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    assert camera_program.ask_for_help(str(slow)) is None
+    assert camera_program.ask_for_help(str(bench.folder / "missing")) is None
+
+
+def test_the_older_name_is_found_and_the_newer_one_preferred(bench) -> None:
+    with pytest.raises(CameraError, match=r"neither rpicam-vid nor libcamera-vid .*rpicam-apps") as error:
+        find_program()
+    assert error.value.fault.kind == "not installed"
+    old = bench.program(FOREVER, name="libcamera-vid")
+    assert find_program() == str(old)
+    new = bench.program(FOREVER)
+    assert find_program() == str(new)
+
+
+# ---- Faults: the reason in the log, once a cause, and video again afterwards
+
+
+CAUSES = {
+    "no cameras": ("say('ERROR: *** no cameras available ***'); sys.exit(255)", "no camera found by rpicam-vid"),
+    "busy": (
+        "say('ERROR: *** failed to acquire camera /base/soc/i2c0mux/i2c@1/imx708@1a ***'); sys.exit(255)",
+        "held by another program",
+    ),
+    "option": ("say(\"ERROR: *** unrecognised option '--flush' ***\"); sys.exit(255)", "does not know an option"),
+    "permission": ("say('ERROR: Could not open /dev/media0: Permission denied'); sys.exit(255)", "group video"),
+    "code": ("say('first line'); say('out of memory'); sys.exit(3)", "died with code 3 (out of memory)"),
+    "signal": ("os.kill(os.getpid(), signal.SIGSEGV)", "died with signal SIGSEGV (no message)"),
+    "end": ("sys.exit(0)", "ended by itself"),
+    "frame reports": (
+        "say('it broke'); [say('#%d (10.00 fps) exp 33.0 ag 1.0 dg 1.0' % n) for n in range(99)]; sys.exit(1)",
+        "died with code 1 (it broke)",
+    ),
+    "dies in mid-video": ("play(15); say('boom'); sys.exit(4)", "died with code 4 (boom)"),
+    "stalls": ("play(15); hang()", "stalled: no byte for"),
+    "stalls and is deaf": ("deaf(); play(15); hang()", "stalled: no byte for"),
+    "never a byte": ("deaf(); hang()", "stalled: no byte for"),
+    "garbage": ("while True: os.write(1, b'\\xa5' * 1000); time.sleep(0.01)", "no picture in the data of"),
+    "half a picture": ("play(15); os.write(1, next(pictures())[:300]); hang()", "stalled: no byte for"),
+    "closes its output": ("deaf(); play(15); os.close(1); hang()", "closed its output without ending"),
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_video_comes_back_and_the_log_names_the_cause_once(bench, caplog, monkeypatch, cause) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(camera_module, "FIRST_BYTE_S", STALL_S)
+    monkeypatch.setattr(camera_program, "LADDER", ((signal.SIGINT, 0.2), (signal.SIGTERM, 0.2), (signal.SIGKILL, 1.0)))
+    body, expected = CAUSES[cause]
+    bench.program(f"if LAUNCH > 2: play(10 ** 6); hang()\n{body}")
+    bench.record("video", units(40, width=160, height=96) * 20)
+    bench.use()
+    numbers = []
+    bench.until(lambda: len(bench.launches) > 2, "not launched again")
+    while len(numbers) < 5:
+        bench.camera.check_and_launch_libcamera()
+        if frame := bench.camera.newest_frame(timeout_s=0.2):
+            numbers.append(frame.number)
+    bench.until(lambda: "is back" in caplog.text, "not announced")
+    (warning,) = warnings(caplog)
+    assert expected in warning
+    assert bench.camera.relaunches == 2
+    assert re.search(r"camera is back: video from rpicam-vid \(pid \d+\), 160 x 96, relaunch [12]", caplog.text)
+    assert bench.camera.reason == ""
+    assert not any(is_running(pid) for pid, _ in bench.launches[:2])
+    assert zombies() == []
+    bench.camera.stop()
+    assert not is_running(bench.launches[2][0])
+    assert zombies() == []
+
+
+def test_a_missing_program_is_named_once_and_found_when_it_is_there(bench, caplog) -> None:
+    bench.use()
+    for _ in range(20):
+        bench.camera.check_and_launch_libcamera()
+        assert bench.camera.newest_frame(timeout_s=0.02) is None
+    assert bench.camera.state == "waiting"
+    assert "rpicam-apps" in bench.camera.reason
+    (warning,) = warnings(caplog)
+    assert "neither rpicam-vid nor libcamera-vid" in warning
+    assert "rpicam-apps" in warning
+    bench.program(FOREVER)
+    bench.until_pictures()
+
+
+def test_frame_numbers_go_on_over_relaunches_and_taps_of_the_old_stream_end(bench) -> None:
+    bench.program("play(15); sys.exit(1)")
+    bench.use()
+    bench.until_pictures()
+    tap = bench.camera.open_tap()
+    seen = []
+    while len(bench.launches) < 4:
+        bench.camera.check_and_launch_libcamera()
+        if frame := bench.camera.newest_frame(timeout_s=0.2):
+            seen.append(frame.number)
+    assert seen == sorted(set(seen))
+    assert seen[-1] > 15
+    while tap.get(1) is not None:
+        pass
+    assert tap.ended
+    bench.camera.stop()
+    assert bench.camera.open_tap().ended
+    assert bench.camera.clip_start_s() > 0
+
+
+def test_another_picture_size_after_a_relaunch_is_seen(bench) -> None:
+    bench.record("other", units(40, width=320, height=240))
+    bench.program("if LAUNCH == 1: play(15); sys.exit(1)\nwhile True: play(name='other')")
+    bench.use()
+    sizes = set()
+    while (320, 240) not in sizes:
+        bench.camera.check_and_launch_libcamera()
+        if frame := bench.camera.newest_frame(timeout_s=0.1):
+            sizes.add((frame.width, frame.height))
+    assert sizes == {(160, 96), (320, 240)}
+    bench.until(lambda: bench.camera.stream.size == (320, 240), "size of the stream")
+
+
+def test_pauses_between_tries_grow_to_a_cap_and_start_afresh_after_a_healthy_spell(bench, monkeypatch) -> None:
+    monkeypatch.setattr(camera_module, "BACK_OFF_S", (0.5, 1.0, 2.0, 4.0))
+    now_s = [100.0]
+    tries = []
+    healthy = threading.Event()
+
+    def refuse() -> str:
+        tries.append(now_s[0])
+        if healthy.is_set():
+            return str(bench.program(FOREVER))
+        raise CameraError("not installed", "not there")
+
+    monkeypatch.setattr(camera_module, "find_program", refuse)
+    bench.use(clock=lambda: now_s[0])
+    for _ in range(300):
+        bench.camera.check_and_launch_libcamera()
+        now_s[0] += 0.125
+    assert [later - earlier for earlier, later in itertools.pairwise(tries)][:5] == [0.5, 1.0, 2.0, 4.0, 4.0]
+    healthy.set()
+    now_s[0] += 4
+    bench.camera.check_and_launch_libcamera()
+    for _ in range(30):  # half a second on this clock, far more than a picture on the real one
+        now_s[0] += camera_module.HEALTHY_S / 20
+        assert bench.camera.newest_frame(timeout_s=WAIT_S) is not None
+        bench.camera.check_and_launch_libcamera()
+    assert bench.camera._tries == 0
+    assert bench.camera._told == set()
+
+
+def test_a_camera_that_comes_and_goes_does_not_fill_the_log(bench, caplog) -> None:
+    caplog.set_level("INFO")
+    bench.program("play(12, pause_s=0.005); say('flap %d' % LAUNCH); sys.exit(1)")
+    bench.use()
+    bench.until(lambda: len(bench.launches) >= 8, "launches")
+    assert len(warnings(caplog)) == 1
+    assert len(caplog.records) <= 3, caplog.messages
+
+
+def test_streams_without_use_are_faults_and_healthy_ones_are_not(bench) -> None:
+    class FakeStream:
+        received_bytes = 100
+        started_s = last_byte_s = last_unit_s = last_key_s = 100.0
+        failing_since_s: float | None = None
+
+    def kind_at(now_s: float, **state: object) -> str | None:
+        stream = FakeStream()
+        vars(stream).update(state)
+        fault = fault_of_stream(stream, now_s, 2.0)
+        return fault and fault.kind
+
+    assert kind_at(101.9) is None
+    assert kind_at(102.1) == "stalled"
+    assert kind_at(102.1, received_bytes=0) is None, "a camera may take its time to the first byte"
+    assert kind_at(103.1, received_bytes=0) == "stalled"
+    flowing = {"last_byte_s": 199.9, "last_unit_s": 199.9, "last_key_s": 199.0}
+    assert kind_at(200.0, **flowing) is None
+    assert kind_at(200.0, **{**flowing, "last_unit_s": 190.0}) == "garbage"
+    assert kind_at(200.0, **{**flowing, "last_key_s": 130.0}) == "no key frame"
+    assert kind_at(200.0, **flowing, failing_since_s=195.0) is None
+    assert kind_at(200.0, **flowing, failing_since_s=180.0) == "garbage"
+
+
+def test_a_refused_codec_is_asked_for_by_its_other_name(bench) -> None:
+    bench.program(
+        """
+        if "libav" not in sys.argv:
+            say("ERROR: *** libav: unable to find an appropriate output format ***"); sys.exit(255)
+        while True: play()
+        """
+    )
+    bench.use()
+    bench.until_pictures()
+    assert [("--codec libav" in arguments) for _, arguments in bench.launches] == [False, True]
+
+
+def test_reasons_are_read_off_the_last_words() -> None:
+    assert fault_of_exit("x", -9, []).text == "x died with signal SIGKILL (no message)"
+    assert fault_of_exit("x", -99, []).text == "x died with signal 99 (no message)"
+    assert fault_of_exit("x", 255, ["a", "b"]).kind == fault_of_exit("x", 255, ["c"]).kind == "died code 255"
+
+
+# ---- Stopping
+
+
+@pytest.mark.parametrize("manner", ["obedient", "deaf", "gone", "wrapper"])
+def test_stop_ends_the_camera_within_three_seconds_whatever_it_does(bench, manner) -> None:
+    body = {
+        "obedient": FOREVER,
+        "deaf": f"deaf()\n{FOREVER}",
+        "gone": "play(15); sys.exit(0)",
+        "wrapper": f"deaf()\nif os.fork(): os.wait()\n{FOREVER}",
+    }[manner]
+    bench.program(body)
+    bench.use()
+    bench.until_pictures()
+    group = bench.launches[0][0]
+    members = [p.pid for p in psutil.process_iter() if _group_of(p.pid) == group]
+    if manner == "gone":
+        time.sleep(0.6)
+    started_s = time.monotonic()
+    bench.camera.stop()
+    assert time.monotonic() - started_s < 3
+    assert not any(is_running(pid) for pid in members)
+    assert len(members) == {"wrapper": 2, "gone": len(members)}.get(manner, 1)
+    assert zombies() == []
+    bench.camera.stop()
+    bench.camera.check_and_launch_libcamera()
+    assert bench.camera.state == "stopped"
+    assert len(bench.launches) == 1
+
+
+def _group_of(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return -1
+
+
+def test_waiting_for_a_picture_ends_when_asked_to_stop(bench) -> None:
+    bench.program("hang()")
+    bench.use()
+    stop = threading.Event()
+    for _ in ("without a stream", "with a silent one"):
+        stop.clear()
+        threading.Timer(0.1, stop.set).start()
+        started_s = time.monotonic()
+        bench.camera.newest_frame(timeout_s=WAIT_S, stop=stop)
+        assert time.monotonic() - started_s < WAIT_S / 2
+        bench.camera.check_and_launch_libcamera()
+
+
+def test_twenty_relaunches_leave_no_thread_no_descriptor_and_no_process(bench) -> None:
+    bench.program("play(12, pause_s=0.001); say('bye'); sys.exit(1)")
+    bench.use()
+
+    def held() -> tuple[int, int, int]:
+        process = psutil.Process()
+        return process.num_fds(), threading.active_count(), len(process.children())
+
+    before = held()
+    bench.until(lambda: len(bench.launches) >= 21, "launches")
+    bench.camera.stop()
+    assert held() == before
+
+
+DAEMON = """
+import sys, time
+sys.path.insert(0, {root!r})
+from guardianberry.camera import Camera
+camera = Camera(width_px=160, height_px=96, frame_rate_fps=10, intra_frames=10, bitrate_bps=1000000,
+                stream_url="tcp://127.0.0.1:8888", pre_roll_s=1, stall_s=60, heed_others=False)
+camera.check_and_launch_libcamera()
+while True:
+    time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize("camera_is", ["streaming", "silent"])
+def test_no_camera_is_orphaned_by_a_kill_of_the_daemon(bench, camera_is) -> None:
+    bench.program("deaf(); hang()" if camera_is == "silent" else FOREVER)
+    root = str(Path(camera_module.__file__).resolve().parent.parent)
+    daemon = subprocess.Popen([sys.executable, "-c", DAEMON.format(root=root)])
+    try:
+        give_up_s = time.monotonic() + WAIT_S
+        while not bench.launches:
+            assert time.monotonic() < give_up_s, "no launch"
+            time.sleep(0.02)
+    finally:
+        daemon.send_signal(signal.SIGKILL)
+        daemon.wait()
+    pid = bench.launches[0][0]
+    give_up_s = time.monotonic() + WAIT_S
+    while is_running(pid):
+        assert time.monotonic() < give_up_s, "orphaned"
+        time.sleep(0.02)
+
+
+# ---- Cameras of other people
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+LISTENING = """
+    listener = socket.create_server(("127.0.0.1", int(sys.argv[-1].rpartition(":")[2])))
+    client, _ = listener.accept()
+    while True: play(to=client.fileno())
+"""
+
+
+def test_a_stream_started_by_hand_is_read_and_left_and_then_a_camera_is_started(bench, caplog) -> None:
+    caplog.set_level("INFO")
+    bench.program(LISTENING)
+    port = free_port()
+    by_hand = bench.by_hand("-t", "0", "--listen", "-o", f"tcp://0.0.0.0:{port}")
+    bench.use(heed_others=True, stream_url=f"tcp://127.0.0.1:{port}")
+    bench.until_pictures()
+    bench.until(lambda: bench.camera.state == "streaming", "not announced")
+    assert f"video from rpicam-vid (pid {by_hand.pid}) on tcp://127.0.0.1:{port}" in caplog.text
+    assert len(bench.launches) == 1, "a camera was started beside it"
+    bench.program(FOREVER)
+    by_hand.kill()
+    by_hand.wait()
+    bench.until(lambda: len(bench.launches) == 2, "no camera started")
+    bench.until_pictures()
+    assert any(f"(pid {by_hand.pid})" in warning for warning in warnings(caplog))
+
+
+def test_another_camera_program_is_named_with_its_pid_once_and_waited_for(bench, caplog) -> None:
+    bench.program(FOREVER.replace("play()", "play(to=os.open('/dev/null', 1))"), name="libcamera-vid")
+    bench.program(FOREVER)
+    other = bench.by_hand("-t", "0", "-o", "video.h264", name="libcamera-vid")
+    bench.use(heed_others=True)
+    for _ in range(10):
+        bench.camera.check_and_launch_libcamera()
+        assert bench.camera.newest_frame(timeout_s=0.05) is None
+    (warning,) = warnings(caplog)
+    assert f"libcamera-vid (pid {other.pid})" in warning
+    other.kill()  # a zombie until it is waited for: it does not count
+    bench.until_pictures()
+    other.wait()
+
+
+def test_a_stream_on_another_port_or_not_to_be_reached_is_named_and_waited_for(bench, caplog) -> None:
+    bench.program("hang()")
+    other = bench.by_hand("-l", "--output", f"tcp://127.0.0.1:{free_port()}")
+    bench.use(heed_others=True, stream_url=f"tcp://127.0.0.1:{free_port()}")
+    bench.until(lambda: bench.camera.state == "waiting", "not noticed")
+    assert f"used by rpicam-vid (pid {other.pid})" in bench.camera.reason
+    other.kill()
+    other.wait()
+    port = free_port()
+    other = bench.by_hand("--listen", f"--output=tcp://127.0.0.1:{port}")
+    bench.use(heed_others=True, stream_url=f"tcp://127.0.0.1:{port}")
+    bench.until(lambda: bench.camera.state == "waiting", "not noticed")
+    assert f"rpicam-vid (pid {other.pid}) should stream to tcp://127.0.0.1:{port}" in bench.camera.reason
+
+
+def test_camera_programs_are_told_from_programs_that_only_mention_one(bench) -> None:
+    script = bench.program("hang()")
+    copy = bench.folder / "rpicam-vid-notes"
+    copy.write_text(script.read_text())
+    copy.chmod(0o755)
+    direct = bench.by_hand("--listen", "-o", "tcp://127.0.0.1:7777")
+    interpreted = subprocess.Popen([sys.executable, "-IS", script, "-o", "x"])
+    notes = bench.by_hand(name=copy.name)
+    mentions = subprocess.Popen(["sleep", "60", "0"], executable="/bin/sleep")
+    shell = subprocess.Popen(["/bin/sh", "-c", "sleep 60 # rpicam-vid", "rpicam-vid"])
+    bench.others += [interpreted, mentions, shell]
+    bench.use()
+    bench.until(lambda: len(bench.launches) >= 3, "start")
+    found = {camera.pid: camera for camera in running_cameras()}
+    assert {direct.pid, interpreted.pid} <= set(found)
+    assert not {notes.pid, mentions.pid, shell.pid} & set(found)
+    assert found[direct.pid].listens_on_port == 7777
+    assert found[interpreted.pid].listens_on_port is None
+
+
+def test_a_process_that_cannot_be_started_is_a_fault_and_leaks_nothing(bench, monkeypatch) -> None:
+    monkeypatch.setattr(camera_program.shutil, "which", lambda name: None)
+    before = psutil.Process().num_fds()
+    with pytest.raises(CameraError, match="cannot be started"):
+        CameraProcess([str(bench.folder / "missing")])
+    assert psutil.Process().num_fds() == before

@@ -1,0 +1,252 @@
+"""The whole mission on one machine: the real process, a camera program on PATH, an S3 server over HTTP."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+import detect_and_upload as script
+from tests.daemon import CLIPS, SCENE, Daemon
+from tests.faulty_proxy import FaultyProxy
+from tests.h264 import decode
+from tests.s3_server import S3Server, StoredObject, environment
+
+CCTV = CLIPS / "anubhavm55_CCTV.mp4"
+VIDEO = CCTV if CCTV.exists() else SCENE
+SHORT_EVENTS = {"MAX_RECORDING_DURATION_S": 4, "PRE_ROLL_S": 1, "MIN_GAP_BETWEEN_VIDEO_START_S": 5, "CLOCK_WAIT_S": 0}
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def buckets(s3: S3Server, request: pytest.FixtureRequest) -> dict[str, str]:
+    """Two buckets of this test's own, as constants of the script."""
+    unique = uuid.uuid4().hex[:8]
+    names = {"IMAGES_BUCKET": f"images-{unique}", "VIDEOS_BUCKET": f"videos-{unique}"}
+    s3.create_bucket(*names.values())
+    return names
+
+
+def camera(folder: Path, video: Path, **settings: str) -> dict[str, str]:
+    """The stand-in camera's environment; what it sends is logged to `folder`/camera.jsonl."""
+    return {"STAND_IN_VIDEO": str(video), "STAND_IN_AT_END": "hold", "STAND_IN_LOG": str(folder / "camera.jsonl")} | {
+        f"STAND_IN_{name.upper()}": value for name, value in settings.items()
+    }
+
+
+def frames_sent(folder: Path) -> list[dict]:
+    lines = (folder / "camera.jsonl").read_text(encoding="utf-8").splitlines()
+    return [entry for entry in map(json.loads, lines) if "number" in entry]
+
+
+def save(folder: Path, stored: StoredObject) -> Path:
+    path = folder / stored.key
+    path.write_bytes(stored.body)
+    return path
+
+
+def place_in_clip(clip: Path, picture: np.ndarray) -> float:
+    """Where in the clip the frame of the alert image stands, in seconds: the frame most like it."""
+
+    def small(bgr: np.ndarray) -> np.ndarray:
+        return cv2.resize(bgr, (160, 120), interpolation=cv2.INTER_AREA).astype(np.int16)
+
+    with av.open(str(clip)) as container:
+        differences = [
+            (float(np.abs(small(frame.to_ndarray(format="bgr24")) - small(picture)).mean()), frame.time)
+            for frame in container.decode(video=0)
+        ]
+    return min(differences)[1]
+
+
+def test_a_person_is_seen_and_both_objects_arrive(tmp_path, models, s3, buckets):
+    with Daemon(tmp_path, models, env=s3.environment() | camera(tmp_path, VIDEO), CLOCK_WAIT_S=0, **buckets) as daemon:
+        daemon.wait_for_log("video .*: uploaded", timeout_s=90)
+        daemon.wait_until(lambda: not daemon.pending(), "videos/ and images/ are not empty")
+        serial = s3.objects(buckets["IMAGES_BUCKET"])[0].metadata["rpi_serial_no"]
+    (image,) = s3.objects(buckets["IMAGES_BUCKET"])
+    (video,) = s3.objects(buckets["VIDEOS_BUCKET"])
+
+    assert uuid.UUID(image.key.removesuffix(".jpg"))
+    assert uuid.UUID(video.key.removesuffix(".mp4"))
+    assert (image.content_type, video.content_type) == ("image/jpeg", "video/mp4")
+    assert image.server_side_encryption == video.server_side_encryption == "AES256"
+
+    picture = cv2.imdecode(np.frombuffer(image.body, np.uint8), cv2.IMREAD_COLOR)
+    assert picture.shape == (480, 640, 3)
+    assert set(image.metadata) == {
+        "rpi_serial_no",
+        "recording_start_time",
+        "confidence",
+        "width",
+        "height",
+        "alert_latency_ms",
+    }
+    assert (image.metadata["width"], image.metadata["height"]) == ("640", "480")
+    assert abs(int(image.metadata["recording_start_time"]) - time.time()) < 120
+    assert 26 <= int(image.metadata["confidence"]) <= 100
+    assert 0 <= int(image.metadata["alert_latency_ms"]) < 5000
+
+    clip = save(tmp_path, video)
+    frames, duration_s, first_is_key = decode(clip)
+    told = video.metadata
+    assert first_is_key
+    assert told["duration"] == told["duration_s"] == str(min(round(duration_s), script.MAX_RECORDING_DURATION_S))
+    assert frames == pytest.approx(duration_s * script.FRAME_RATE_FPS, rel=0.1)
+    assert told["recording_start_time"] == image.metadata["recording_start_time"]
+    assert told["rpi_serial_no"] == serial != ""
+    assert told["model"] in daemon.log
+    assert "/" not in told["model"]
+    assert (told["frame_rate"], told["confidence_threshold"]) == (
+        str(script.FRAME_RATE_FPS),
+        str(script.CONF_THRES),
+    )
+    assert (told["width"], told["height"]) == ("640", "480")
+    assert int(told["max_people_found"]) >= 1
+    assert int(image.metadata["confidence"]) <= int(told["max_confidence"]) <= 100
+    assert int(told["inference_time_ms"]) >= 1
+    assert set(told) == {
+        "rpi_serial_no",
+        "model",
+        "frame_rate",
+        "confidence_threshold",
+        "recording_start_time",
+        "duration",
+        "duration_s",
+        "max_people_found",
+        "max_confidence",
+        "inference_time_ms",
+        "width",
+        "height",
+    }
+
+    # The neighbours of the alert's frame look almost like it, hence the slack of three frames.
+    pre_roll_s = place_in_clip(clip, picture)
+    stream_length_s = frames_sent(tmp_path)[-1]["source_s"]
+    assert stream_length_s > script.PRE_ROLL_S + 1, "the person is there too early for this test"
+    assert pre_roll_s >= script.PRE_ROLL_S - 0.3
+    assert pre_roll_s <= script.PRE_ROLL_S + script.KEY_FRAME_INTERVAL_FRAMES / script.FRAME_RATE_FPS + 0.6
+
+
+@pytest.mark.parametrize("name", ["intel_car-detection.mp4", "moonfire_clip.mp4"])
+def test_clips_without_people_yield_no_event(tmp_path, models, s3, buckets, name):
+    if not (CLIPS / name).exists():
+        pytest.skip(f"{name} is not here (it may not be shipped)")
+    end = tmp_path / "end"
+    with Daemon(
+        tmp_path, models, env=s3.environment() | camera(tmp_path, CLIPS / name, end_file=str(end)), **buckets
+    ) as daemon:
+        daemon.wait_until(end.exists, "the clip does not end", timeout_s=120)
+        code, _ = daemon.terminate()
+    assert code == 0
+    assert not re.search(r"event \d+", daemon.log)
+    assert not s3.keys(buckets["IMAGES_BUCKET"]) | s3.keys(buckets["VIDEOS_BUCKET"])
+    assert not daemon.pending()
+
+
+def looks_while(daemon: Daemon, seconds: float) -> tuple[int, int]:
+    """Frames that the detector saw, and frames that the camera sent, in the next seconds."""
+
+    def counts() -> tuple[int, int]:
+        return len(re.findall(r"frame \d+:", daemon.log)), len(frames_sent(daemon.folder))
+
+    before = counts()
+    time.sleep(seconds)
+    after = counts()
+    return after[0] - before[0], after[1] - before[1]
+
+
+@pytest.mark.slow
+def test_without_a_network_nothing_is_lost_and_the_loop_never_notices(tmp_path, models, s3, buckets):
+    """Connections are taken and never answered: worse than a refusal, because every time-out runs its course."""
+    with FaultyProxy(s3.port) as proxy:
+        proxy.stall()
+        env = environment(proxy.url) | camera(tmp_path, SCENE, at_end="loop")
+        with Daemon(tmp_path, models, env=env, arguments=("-v",), **SHORT_EVENTS, **buckets) as daemon:
+            daemon.wait_for_log(r"event \d+", timeout_s=90)
+            looked_at, sent = looks_while(daemon, 10)
+            assert looked_at >= 0.9 * sent > 0
+            daemon.wait_for_log(r"clip finished", count=3, timeout_s=120)
+            waiting = [name for name in daemon.pending() if "/." not in name]
+            assert len([name for name in waiting if name.startswith("images/")]) >= 3
+            assert not s3.keys(buckets["IMAGES_BUCKET"]) | s3.keys(buckets["VIDEOS_BUCKET"])
+
+            newest = max(name for name in waiting if name.startswith("images/")).removeprefix("images/")
+            proxy.pass_through()
+            for name in waiting:
+                daemon.wait_for_log(
+                    re.escape(name.partition("/")[2]) + ": (?:uploaded|was in the bucket)", timeout_s=90
+                )
+            code, _ = daemon.terminate()
+    assert code == 0
+    uploads = re.findall(r"(?:image|video) (\d+)\S*: uploaded", daemon.log)
+    images = re.findall(r"image (\d+)\S*: uploaded", daemon.log)
+    assert int(images[0]) >= int(newest.partition("-")[0]), "the newest image did not go first"
+    backlog = [int(start) for start in images[1:] if int(start) < int(images[0])]
+    assert backlog == sorted(backlog), "the backlog did not go oldest first"
+    assert len(uploads) >= len(waiting)
+
+
+def test_sigterm_in_mid_clip_keeps_the_clip(tmp_path, models):
+    """Without any S3 server: the exit must not wait for the network."""
+    env = environment("http://127.0.0.1:9") | camera(tmp_path, SCENE, start_s="3")
+    with Daemon(tmp_path, models, env=env, CLOCK_WAIT_S=0) as daemon:
+        daemon.wait_for_log(r"event \d+", timeout_s=90)
+        time.sleep(1.5)
+        code, took_s = daemon.terminate()
+        camera_pids = re.findall(r"rpicam-vid \(pid (\d+)\)", daemon.log)
+    stopped_s = time.monotonic()
+    assert code == 0, daemon.log
+    assert took_s < 5
+    assert not Path(f"/proc/{camera_pids[-1]}").exists(), "the camera was left running"
+    (image, video) = daemon.pending()
+    assert image.startswith("images/1")
+    assert video.startswith("videos/1")
+    frames, duration_s, first_is_key = decode(daemon.folder / video)
+    assert first_is_key
+    assert frames >= 15
+    last_sent_s = frames_sent(tmp_path)[-1]["monotonic_s"]
+    assert last_sent_s <= stopped_s
+    assert video.split("-")[1] == str(round(duration_s))
+
+
+def test_a_second_daemon_on_the_folder_says_so_and_leaves(tmp_path, models):
+    env = environment("http://127.0.0.1:9") | camera(tmp_path, SCENE)
+    with Daemon(tmp_path, models, env=env) as first:
+        first.wait_for_log("camera: video from")
+        second = subprocess.run(first._command, env=first._env, capture_output=True, text=True, timeout=30, check=False)
+        assert second.returncode == 1
+        assert "already" in second.stderr
+        assert first.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("constants", "named"),
+    [
+        ({"CONF_THRES": 25.5}, "CONF_THRES"),
+        ({"PRE_ROLL_S": 15}, "PRE_ROLL_S"),
+        ({"MIN_GAP_BETWEEN_VIDEO_START_S": 5}, "MIN_GAP_BETWEEN_VIDEO_START_S"),
+        ({"KEY_FRAME_INTERVAL_FRAMES": 60}, "KEY_FRAME_INTERVAL_FRAMES"),
+        ({"DETECTIONS_TO_START": 9}, "DETECTIONS_TO_START"),
+        ({"FRAME_WIDTH_PX": 641}, "FRAME_WIDTH_PX"),
+    ],
+)
+def test_a_broken_constant_is_named_before_anything_starts(tmp_path, models, constants, named):
+    daemon = Daemon(tmp_path, models, **constants).start()
+    assert daemon.process.wait(30) == 2
+    assert named in daemon.log
+    assert "camera" not in daemon.log

@@ -1,0 +1,544 @@
+"""WEIGHTS to graph: real files, real conversion children, a real HTTP server on this computer as the release."""
+
+import hashlib
+import http.server
+import io
+import logging
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from guardianberry import convert
+from guardianberry.detector import Detector
+from guardianberry.weights import BUNDLED, OFFICIAL_SHA256, UnavailableError, WeightsError, find_graph
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_WEIGHTS = ROOT.parent / "shared" / "weights" / "yolov5n.pt"
+NOWHERE = "http://127.0.0.1:9/"  # the discard port: refused at once
+THRESHOLDS: dict[str, Any] = {"conf_thres": 0.255, "iou_thres": 0.45, "max_det": 1000}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network with random weights, in the form of an official checkpoint."""
+    pytest.importorskip("torch")
+    from tests import networks
+
+    path = tmp_path_factory.mktemp("checkpoint") / "small.pt"
+    networks.save_official(networks.network(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph of our own as training writes it: one class, half precision."""
+    pytest.importorskip("torch")
+    from tests import networks
+
+    path = tmp_path_factory.mktemp("exported") / "own.xml"
+    convert.export(networks.network(nc=1), path, model_name="own.pt", half=True)
+    return path
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+def put_graph(exported: Path, target: Path) -> Path:
+    for suffix in (".xml", ".bin"):
+        shutil.copyfile(exported.with_suffix(suffix), target.with_suffix(suffix))
+    return target
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class ReleaseServer(http.server.ThreadingHTTPServer):
+    """Serves `files`; `behave`, if set, answers in place of the ordinary reply."""
+
+    files: dict[str, bytes]
+    behave: Callable[[http.server.BaseHTTPRequestHandler], None] | None = None
+    asked: list[str]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/"
+
+
+class ReleaseHandler(http.server.BaseHTTPRequestHandler):
+    server: ReleaseServer
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        if self.server.behave:
+            return self.server.behave(self)
+        body = self.server.files.get(self.path[1:])
+        self.send_response(404 if body is None else 200)
+        self.send_header("Content-Length", str(len(body or b"")))
+        self.end_headers()
+        self.wfile.write(body or b"")
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def release() -> Iterator[ReleaseServer]:
+    with ReleaseServer(("127.0.0.1", 0), ReleaseHandler) as server:
+        server.files, server.asked = {}, []
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join(5)
+
+
+# --- conversion -----------------------------------------------------------------------------------------------------
+
+
+def test_checkpoint_is_converted_once_without_torch_in_this_process(checkpoint: Path, models: Path) -> None:
+    shutil.copyfile(checkpoint, models / "small.pt")
+    script = f"""
+import pathlib, sys
+import numpy as np
+from guardianberry.weights import find_graph
+graph = find_graph("small.pt", pathlib.Path({str(models)!r}))
+assert "openvino" not in sys.modules and "urllib.request" not in sys.modules
+from guardianberry.detector import Detector
+detector = Detector(graph, frame_width_px=96, frame_height_px=64, conf_thres=.25, iou_thres=.45, max_det=9)
+detector.find_people(np.zeros((64, 96, 3), np.uint8))
+assert detector.model_name == "small.pt"
+print([m for m in ("torch", "cv2", "boto3", "openvino_telemetry") if sys.modules.get(m)], graph.xml.name)
+"""
+
+    def run() -> str:
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    name = f"small-{sha256(checkpoint.read_bytes())[:8]}-v{convert.CONVERTER_VERSION}.xml"
+    assert run() == f"[] {name}\n"
+    made = (models / ".cache" / name).stat()
+    assert run() == f"[] {name}\n"
+    assert (models / ".cache" / name).stat() == made, "converted a second time"
+    assert sorted(p.name for p in (models / ".cache").iterdir()) == [name.replace(".xml", ".bin"), name]
+    assert (models / ".cache").stat().st_mode & 0o777 == 0o700
+    assert made.st_mode & 0o777 == 0o600
+
+
+def test_graph_of_our_own_is_used_by_name(exported: Path, models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put_graph(exported, models / BUNDLED)
+    graph = find_graph(BUNDLED, models)
+    assert graph.model_name == BUNDLED
+    assert Detector(graph, frame_width_px=96, frame_height_px=64, **THRESHOLDS).model_name == BUNDLED
+    with caplog.at_level(logging.INFO):
+        assert find_graph(BUNDLED, models) == graph
+    assert not caplog.messages, "the second time there is nothing to do and to say"
+
+
+@pytest.mark.parametrize("harm", ["flip .bin", "truncate .xml", "lose .bin"])
+def test_damaged_cache_is_made_again(exported: Path, models: Path, caplog: pytest.LogCaptureFixture, harm: str) -> None:
+    put_graph(exported, models / "own.xml")
+    graph = find_graph("own.xml", models)
+    action, suffix = harm.split()
+    victim = graph.xml.with_suffix(suffix)
+    good = victim.read_bytes()
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 1
+    harmed = {"flip": bytes(flipped), "truncate": good[: len(good) // 2], "lose": b""}[action]
+    victim.write_bytes(harmed)
+    if action == "lose":
+        victim.unlink()
+    assert find_graph("own.xml", models) == graph
+    assert victim.read_bytes() == good
+
+
+def test_changed_weights_never_meet_the_old_graph(exported: Path, models: Path) -> None:
+    put_graph(exported, models / "own.xml")
+    before = find_graph("own.xml", models)
+    graph = convert.load_openvino().Core().read_model(models / "own.xml")
+    convert.save(graph, models / "own.xml", {**convert.read_info(graph), "model_name": "other"}, half=True)
+    assert find_graph("own.xml", models).xml != before.xml
+
+
+def test_names_that_are_paths_or_unknown_are_refused(models: Path) -> None:
+    for weights in ("../yolov5n.pt", "/etc/passwd", "yolov5n", "yolov5n.pth", "", "a/b.pt", ".."):
+        with pytest.raises(WeightsError, match="give the name"):
+            find_graph(weights, models)
+    with pytest.raises(WeightsError, match=r"mine.pt is not in .*Put it there.*yolov5n.pt"):
+        find_graph("mine.pt", models, release_url=NOWHERE)
+
+
+# --- hostile and broken files ---------------------------------------------------------------------------------------
+
+
+class Payload:
+    """Unpickling this runs a command."""
+
+    def __init__(self, target: Path) -> None:
+        self._command = f"touch {target}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, (self._command,))
+
+
+def hostile_zip(target: Path) -> bytes:
+    """What torch.save would write around such a pickle."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"model": Payload(target)}, protocol=2))
+        archive.writestr("archive/version", "3\n")
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("form", ["zip", "bare pickle"])
+def test_pickle_with_a_payload_is_refused_and_not_run(tmp_path: Path, models: Path, form: str) -> None:
+    pytest.importorskip("torch")
+    victim = tmp_path / "executed"
+    body = hostile_zip(victim) if form == "zip" else pickle.dumps({"model": Payload(victim)}, protocol=2)
+    (models / "evil.pt").write_bytes(body)
+    with pytest.raises(WeightsError, match=r"evil.pt cannot be used.*no code from this file was run"):
+        find_graph("evil.pt", models)
+    assert not victim.exists()
+    pickle.loads(pickle.dumps(Payload(victim)))
+    assert victim.exists(), "the payload must be live for this test to mean anything"
+
+
+def varint(value: int) -> bytes:
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
+
+
+def field(number: int, value: int | bytes | str) -> bytes:
+    """One protobuf field."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    value = value.encode() if isinstance(value, str) else value
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def tensor_type(name: str, *dims: int | str) -> bytes:
+    shape = b"".join(field(1, field(1, d) if isinstance(d, int) else field(2, d)) for d in dims)
+    return field(1, name) + field(2, field(1, field(1, 1) + field(2, shape)))
+
+
+def onnx_table(height: int | str, width: int | str, rows: int, columns: int, *, head: list[float]) -> bytes:
+    """An .onnx that ignores its picture's size: [1, rows, columns] of mean(picture) * 0 + `head` in every row.
+
+    Written by hand because no package that could write one is among the requirements.
+    """
+
+    def constant(name: str, dims: list[int], data: bytes, kind: int) -> bytes:
+        tensor = b"".join(field(1, d) for d in dims) + field(2, kind) + field(8, name) + field(9, data)
+        return field(5, tensor)
+
+    def node(kind: str, inputs: list[str], output: str, attributes: bytes = b"") -> bytes:
+        return field(1, b"".join(field(1, i) for i in inputs) + field(2, output) + field(4, kind) + attributes)
+
+    keep = field(5, field(1, "keepdims") + field(3, 0) + field(20, 2))
+    table = np.tile(np.array(head, np.float32), (rows, 1))[None]
+    graph = (
+        node("ReduceMean", ["images"], "mean", keep)
+        + node("Mul", ["mean", "channel"], "scaled")
+        + node("Add", ["scaled", "table"], "output0")
+        + field(2, "g")
+        + constant("channel", [], np.float32(100).tobytes(), 1)
+        + constant("table", list(table.shape), table.tobytes(), 1)
+        + field(11, tensor_type("images", 1, 3, height, width))
+        + field(12, tensor_type("output0", 1, rows, columns))
+    )
+    return field(1, 7) + field(7, graph) + field(8, field(1, "") + field(2, 12))
+
+
+def test_yolov5_onnx_export_is_accepted(models: Path) -> None:
+    # x grows with the picture's mean, which shows how bytes become floats: 51 / 255 * 100 = 20.
+    head = [30.0, 40.0, 20.0, 10.0, 0.9, 0.8, 0.95]
+    (models / "mine.onnx").write_bytes(onnx_table(64, 96, 3 * (96 + 24 + 6), 7, head=head))
+    graph = find_graph("mine.onnx", models)
+    detector = Detector(graph, frame_width_px=96, frame_height_px=64, precision="f32", **THRESHOLDS)
+    black = detector.find_people(np.zeros((64, 96, 3), np.uint8))
+    assert len(black) == 1
+    np.testing.assert_allclose(black[0], [20, 35, 40, 45, 0.72], rtol=1e-5)
+    assert detector.model_name == "mine.onnx"
+
+
+def test_onnx_sees_rgb_from_zero_to_one(models: Path) -> None:
+    ov = convert.load_openvino()
+    (models / "mine.onnx").write_bytes(onnx_table(64, 96, 378, 6, head=[0.0] * 6))
+    xml = find_graph("mine.onnx", models).xml
+    compiled = ov.Core().compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    table = compiled([np.full((1, 64, 96, 3), 51, np.uint8)])[0]
+    np.testing.assert_allclose(table, 20, rtol=1e-4)
+
+
+ONNX_REFUSALS = {
+    "garbage": b"\x00\xff not a protobuf" * 50,
+    "empty": b"",
+    "truncated": onnx_table(64, 96, 378, 7, head=[0.5] * 7)[:4000],
+    "other network": onnx_table(64, 96, 8400, 84, head=[0.5] * 84),
+    "grey input": onnx_table(64, 96, 378, 7, head=[0.5] * 7).replace(field(1, field(1, 3)), field(1, field(1, 1))),
+    "huge": onnx_table(1 << 20, 1 << 20, 378, 7, head=[0.5] * 7),
+    "odd size": onnx_table(65, 97, 378, 7, head=[0.5] * 7),
+    "nan": onnx_table(64, 96, 378, 6, head=[float("nan")] * 6),
+}
+
+
+@pytest.mark.parametrize("body", ONNX_REFUSALS.values(), ids=ONNX_REFUSALS.keys())
+def test_other_onnx_files_are_refused(models: Path, body: bytes) -> None:
+    (models / "bad.onnx").write_bytes(body)
+    with pytest.raises(WeightsError, match=r"bad.onnx cannot be used: .+"):
+        find_graph("bad.onnx", models)
+    assert not list((models / ".cache").iterdir())
+
+
+@pytest.mark.parametrize("harm", ["truncated .xml", "truncated .bin", "huge", "foreign", "no .bin", "old"])
+def test_broken_graphs_are_refused(exported: Path, models: Path, harm: str) -> None:
+    xml = put_graph(exported, models / "bad.xml")
+    text, weights = xml.read_text(), xml.with_suffix(".bin")
+    if harm == "truncated .xml":
+        xml.write_text(text[: len(text) // 2])
+    elif harm == "truncated .bin":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif harm == "huge":
+        wide = re.sub(r'shape="8,', 'shape="8000000000,', text).replace("<dim>8</dim>", "<dim>8000000000</dim>")
+        assert wide.count("8000000000") > 10
+        xml.write_text(wide)
+    elif harm == "foreign":
+        xml.write_text(text.replace("<guardianberry>", "<somebody>").replace("</guardianberry>", "</somebody>"))
+    elif harm == "old":
+        xml.write_text(text.replace("converter_version&quot;: ", "converter_version&quot;: 99"))
+    else:
+        weights.unlink()
+    with pytest.raises(WeightsError, match=r"bad\.(xml|bin) (cannot be used: .+|is missing)"):
+        find_graph("bad.xml", models)
+
+
+def test_truncated_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    from guardianberry.yolov5 import CheckpointError
+
+    body = checkpoint.read_bytes()
+    (tmp_path / "short.pt").write_bytes(body[: len(body) // 2])
+    with pytest.raises(CheckpointError, match=r"short.pt cannot be used: .+ Use an official"):
+        convert.convert_checkpoint(tmp_path / "short.pt", tmp_path / "short.xml", half=False)
+    assert not (tmp_path / "short.xml").exists()
+
+
+# --- a conversion that dies -----------------------------------------------------------------------------------------
+
+
+def dying(statement: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", f"import os, signal, sys, time; sys.stderr.write('last words\\n'); {statement}")
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("os.kill(os.getpid(), signal.SIGILL)", r"was killed by SIGILL: torch does not run on this CPU \(last words\)"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", r"was killed by SIGKILL, short of memory perhaps \(last words\)"),
+        ("sys.exit(7)", r"ended with code 7 \(last words\)"),
+        ("sys.exit(0)", r"ended with code 0 \(last words\)"),
+    ],
+)
+def test_dead_conversion_names_its_reason_and_the_way_out(models: Path, statement: str, reason: str) -> None:
+    (models / "own.pt").write_bytes(b"weights")
+    name = f"own-{sha256(b'weights')[:8]}-v{convert.CONVERTER_VERSION}"
+    way_out = f"env/bin/python -m guardianberry.convert own.pt {name}.xml"
+    with pytest.raises(UnavailableError, match=reason) as caught:
+        find_graph("own.pt", models, converter=dying(statement))
+    assert way_out in str(caught.value)
+
+
+def test_graph_converted_elsewhere_is_taken(exported: Path, models: Path) -> None:
+    put_graph(exported, models / "own.xml")
+    with pytest.raises(UnavailableError) as caught:
+        find_graph("own.xml", models, converter=dying("sys.exit(9)"))
+    advice = re.search(r"env/bin/python (-m guardianberry.convert) (own.xml) (\S+)`", str(caught.value))
+    assert advice
+    command = [sys.executable, *advice[1].split(), str(exported), str(models / ".cache" / advice[3])]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    assert find_graph("own.xml", models, converter=dying("sys.exit(9)")).xml.name == advice[3]
+
+
+def test_dead_conversion_leaves_the_job_to_the_bundled_model(
+    exported: Path, models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_graph(exported, models / BUNDLED)
+    find_graph(BUNDLED, models)
+    (models / "own.pt").write_bytes(b"weights")
+    graph = find_graph("own.pt", models, converter=dying("os.kill(os.getpid(), signal.SIGILL)"))
+    assert graph.model_name == BUNDLED
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "SIGILL" in warning
+    assert f"the bundled {BUNDLED} is used" in warning
+
+
+def test_endless_conversion_is_ended(models: Path) -> None:
+    (models / "own.pt").write_bytes(b"weights")
+    with pytest.raises(UnavailableError, match="took more than 1 s"):
+        find_graph("own.pt", models, converter=dying("time.sleep(600)"), conversion_limit_s=0.6)
+
+
+def test_stop_ends_a_conversion_at_once(models: Path) -> None:
+    (models / "own.pt").write_bytes(b"weights")
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    started_s = time.monotonic()
+    with pytest.raises(WeightsError, match="stopped in mid-conversion"):
+        find_graph("own.pt", models, converter=dying("time.sleep(600)"), stop=stop)
+    assert time.monotonic() - started_s < 20
+
+
+def test_cache_that_cannot_be_kept_is_an_error_not_a_crash(models: Path) -> None:
+    (models / "own.pt").write_bytes(b"weights")
+    (models / ".cache").write_text("in the way")
+    with pytest.raises(WeightsError, match="cannot be read, or its graph not kept"):
+        find_graph("own.pt", models)
+
+
+# --- the official release -------------------------------------------------------------------------------------------
+
+
+def copying(graph: Path) -> tuple[str, ...]:
+    """A converter that knows its answer."""
+    copy = "shutil.copy(sys.argv[1][:-3] + suffix, sys.argv[3][:-3] + suffix)"
+    return (sys.executable, "-c", f"import shutil, sys\nfor suffix in ('bin', 'xml'): {copy}", str(graph))
+
+
+def test_missing_official_weights_are_downloaded_once(exported: Path, models: Path, release: ReleaseServer) -> None:
+    body = bytes(range(256)) * 1000
+    release.files["yolov5n.pt"] = body
+    options: dict[str, Any] = {
+        "release_url": release.url,
+        "official_sha256": {"yolov5n.pt": sha256(body)},
+        "converter": copying(exported),
+    }
+    graph = find_graph("yolov5n.pt", models, **options)
+    assert graph.model_name == "yolov5n.pt"
+    assert (models / "yolov5n.pt").read_bytes() == body
+    assert (models / "yolov5n.pt").stat().st_mode & 0o777 == 0o600
+    assert find_graph("yolov5n.pt", models, **options) == graph
+    assert release.asked == ["/yolov5n.pt"]
+
+
+def answer_short(handler: http.server.BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "5000")
+    handler.end_headers()
+    handler.wfile.write(b"x" * 1000)
+
+
+def answer_silence(handler: http.server.BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(b"x")
+    handler.wfile.flush()
+    time.sleep(3)
+
+
+def answer_elsewhere(handler: http.server.BaseHTTPRequestHandler) -> None:
+    handler.send_response(302)
+    handler.send_header("Location", "ftp://127.0.0.1/yolov5n.pt")
+    handler.end_headers()
+
+
+def answer_too_much(handler: http.server.BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(40):
+        handler.wfile.write(bytes(1 << 16))
+
+
+@pytest.mark.parametrize(
+    ("behave", "reason"),
+    [
+        (None, "404"),
+        (answer_short, "ended after 1000 of 5000 bytes"),
+        (answer_silence, "gave up after|timed out"),
+        (answer_elsewhere, "redirect|refused|error|timed out|ftp"),
+        (answer_too_much, "more than 1000000 bytes"),
+    ],
+)
+def test_failed_download_says_why_and_leaves_nothing(
+    models: Path, release: ReleaseServer, monkeypatch: pytest.MonkeyPatch, behave: Any, reason: str
+) -> None:
+    monkeypatch.setattr("guardianberry.weights.MAX_DOWNLOAD_BYTES", 1_000_000)
+    release.behave = behave
+    with pytest.raises(UnavailableError, match=reason) as caught:
+        find_graph("yolov5n.pt", models, release_url=release.url, silence_limit_s=1)
+    advice = f"Download {release.url}yolov5n.pt on another computer and copy it into {models}/."
+    assert advice in str(caught.value)
+    assert [p.name for p in models.iterdir() if not p.name.endswith(".part")] == []
+
+
+def test_wrong_download_is_not_kept(models: Path, release: ReleaseServer) -> None:
+    release.files["yolov5n.pt"] = b"something else"
+    with pytest.raises(UnavailableError, match=f"{sha256(b'something else')}.*{OFFICIAL_SHA256['yolov5n.pt']}"):
+        find_graph("yolov5n.pt", models, release_url=release.url)
+    assert list(models.iterdir()) == []
+
+
+def test_no_network_says_what_to_do(models: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"cannot be downloaded \(.*refused.*copy it into"):
+        find_graph("yolov5n.pt", models, release_url=NOWHERE)
+
+
+def test_no_network_leaves_the_job_to_the_bundled_model(
+    exported: Path, models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_graph(exported, models / BUNDLED)
+    graph = find_graph("yolov5n.pt", models, release_url=NOWHERE)
+    assert graph.model_name == BUNDLED
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "yolov5n.pt is missing" in warning
+    assert f"the bundled {BUNDLED} is used" in warning
+
+
+def test_stop_ends_a_download_at_once(exported: Path, models: Path, release: ReleaseServer) -> None:
+    put_graph(exported, models / BUNDLED)
+    release.behave = answer_silence
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    with pytest.raises(WeightsError, match="stopped"):
+        find_graph("yolov5n.pt", models, release_url=release.url, stop=stop)
+
+
+def test_official_name_with_another_hash_is_refused_and_kept(exported: Path, models: Path) -> None:
+    put_graph(exported, models / BUNDLED)
+    (models / "yolov5n.pt").write_bytes(b"mine")
+    with pytest.raises(WeightsError, match=f"refused.*{sha256(b'mine')}.*{OFFICIAL_SHA256['yolov5n.pt']}.*Delete it"):
+        find_graph("yolov5n.pt", models, release_url=NOWHERE)
+    assert (models / "yolov5n.pt").read_bytes() == b"mine"
+
+
+def test_unknown_official_hash_is_recorded_and_then_binding(models: Path) -> None:
+    for body in (b"first", b"first", b"second"):
+        (models / "yolov5x.pt").write_bytes(body)
+        with pytest.raises(WeightsError) as caught:
+            find_graph("yolov5x.pt", models, converter=dying("sys.exit(7)"))
+    assert (models / ".yolov5x.pt.sha256").read_text() == f"{sha256(b'first')}  yolov5x.pt\n"
+    assert sha256(b"second") in str(caught.value)
+    assert sha256(b"first") in str(caught.value)
+
+
+@pytest.mark.skipif(not SHARED_WEIGHTS.is_file(), reason=f"needs {SHARED_WEIGHTS}, which is not published")
+def test_hash_in_the_program_is_that_of_the_official_file() -> None:
+    assert convert.file_sha256(SHARED_WEIGHTS) == OFFICIAL_SHA256["yolov5n.pt"]

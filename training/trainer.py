@@ -1,0 +1,192 @@
+"""The state of a training run: networks, optimiser, schedule; what one batch changes and what a checkpoint holds."""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import AbstractContextManager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guardianberry.yolov5 import COCO_ANCHORS_PX, Model, build, fuse, keep_person_only, load_checkpoint
+from training.batches import Picture
+from training.loss import (
+    BOX_GAIN,
+    FEATURE_LAYERS,
+    OBJECTNESS_GAIN,
+    LossParts,
+    detection_loss,
+    feature_loss,
+    forward_with_features,
+)
+from training.team import Team
+
+# Optimisation
+PEAK_RATE = 1.5e-3  # AdamW; the schedule rises to it over the warm-up and falls to FINAL_RATE_SHARE of it as a cosine
+FINAL_RATE_SHARE = 0.02
+WEIGHT_DECAY = 0.02  # on the convolutions' weights only
+WARM_UP_BATCHES = 500
+CLIP_NORM = 10.0
+EMA_DECAY = 0.9995  # reached gradually: the average must not remember the random start
+EMA_RAMP_BATCHES = 1000
+TEACHER_BOX_GAIN = 0.025
+FEATURE_GAIN = 0.2  # falls to 0 as a cosine until FEATURES_UNTIL
+FEATURES_UNTIL = 0.8  # share of the schedule
+
+
+class Average:
+    """Exponential moving average of a network's weights and statistics; this is the network that is shipped."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = deepcopy(model).eval().requires_grad_(False)
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: Model) -> None:
+        self.updates += 1
+        decay = EMA_DECAY * (1 - math.exp(-self.updates / EMA_RAMP_BATCHES))
+        ours, theirs = self.model.state_dict(), model.state_dict()
+        names = [name for name, tensor in ours.items() if tensor.dtype.is_floating_point]
+        torch._foreach_lerp_([ours[n] for n in names], [theirs[n] for n in names], 1 - decay)
+
+
+def learning_rate(progress: float, batches_done: int) -> float:
+    cosine = FINAL_RATE_SHARE + (1 - FINAL_RATE_SHARE) * (1 + math.cos(math.pi * min(progress, 1))) / 2
+    return PEAK_RATE * cosine * min((batches_done + 1) / WARM_UP_BATCHES, 1)
+
+
+def make_optimizer(model: Model) -> torch.optim.Optimizer:
+    decayed = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
+    chosen = {id(p) for p in decayed}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=PEAK_RATE, fused=True)
+
+
+class Trainer:
+    """The state of a run: what a checkpoint holds and what one batch changes."""
+
+    def __init__(
+        self,
+        teacher_path: Path | None,
+        anchors_px: tuple = COCO_ANCHORS_PX,
+        *,
+        seed: int,
+        device: torch.device,
+        epochs: int,
+        minutes: float = 0,
+        rounds_per_epoch: int = 1,
+        team: Team | None = None,
+    ) -> None:
+        self.team = team or Team()
+        self.device, self.minutes, self.seed = device, minutes, seed
+        self.rounds, self.rounds_per_epoch = epochs * rounds_per_epoch, rounds_per_epoch
+        self.model = (
+            build(nc=1, anchors_px=anchors_px, seed=seed).to(device).to(memory_format=torch.channels_last).train()
+        )
+        self.average = Average(self.model)
+        self.optimizer = make_optimizer(self.model)
+        self.anchors = self.model.detect.anchors
+        self.teacher = self._load_teacher(teacher_path) if teacher_path else None
+        self.round = self.batches_in_round = self.batches_done = 0
+        self.round_batches = 1
+        self.round_start_progress = self.elapsed_s = 0.0
+        self.best_fitness = -1.0
+        self.stopping = False
+        self.history: list[dict[str, float]] = []
+
+    def _load_teacher(self, path: Path) -> Model:
+        """In bf16 and fused. Its batches are the student's own, so that every cell has an answer."""
+        teacher = fuse(keep_person_only(load_checkpoint(path))).requires_grad_(False)
+        if not torch.allclose(teacher.detect.anchors.to(self.device).float(), self.anchors):
+            raise SystemExit(f"{path.name} has other anchors than the student: it cannot teach cell by cell.")
+        return teacher.to(self.device, torch.bfloat16).to(memory_format=torch.channels_last)
+
+    @property
+    def progress(self) -> float:
+        """Share of the schedule done, 0 to 1: of the epochs, or of the minutes where a time budget was given."""
+        if self.minutes:
+            return self.elapsed_s / (self.minutes * 60)
+        return (self.round + self.batches_in_round / self.round_batches) / self.rounds
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def step(self, picture: Picture, *, spent_s: float = 0.0, stop: bool = False) -> LossParts:
+        """One batch forward, backward and into the weights. `spent_s` is the time since the last one ended.
+
+        `stop` may be asked of any member of the team; `stopping` then tells all of them after the same batch.
+        """
+        rate = learning_rate(self.progress, self.batches_done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        parts = self._loss(picture)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts.total.backward()
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        self.elapsed_s, stopping = self.team.share(gradients, [self.elapsed_s + spent_s, float(stop)])
+        self.stopping = stopping > 0
+        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+        self.optimizer.step()
+        if self.team.leads:
+            self.average.update(self.model)
+        self.batches_in_round += 1
+        self.batches_done += 1
+        return parts
+
+    def _loss(self, picture: Picture) -> LossParts:
+        images = picture.images.to(self.device, non_blocking=True)
+        labels = picture.labels.to(self.device, non_blocking=True)
+        teacher_heads, teacher_features = None, None
+        if self.teacher is not None:
+            with torch.no_grad():
+                teacher_heads, teacher_features = forward_with_features(
+                    self.teacher, images.to(torch.bfloat16) / 255, FEATURE_LAYERS
+                )
+        with self._autocast():
+            heads, features = forward_with_features(self.model, images.float() / 255, FEATURE_LAYERS)
+        box, objectness, teacher_box = detection_loss(heads, labels, self.anchors, teacher_heads)
+        total = BOX_GAIN * box + OBJECTNESS_GAIN * objectness + TEACHER_BOX_GAIN * teacher_box
+        mimicry = total.new_zeros(())
+        if teacher_features is not None and self.progress < FEATURES_UNTIL:
+            mimicry = feature_loss(features, teacher_features)
+            gain = FEATURE_GAIN * (1 + math.cos(math.pi * self.progress / FEATURES_UNTIL)) / 2
+            total = total + gain * mimicry
+        return LossParts(total, box.item(), objectness.item(), teacher_box.item(), mimicry.item())
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(), "average": self.average.model.state_dict(),
+            "average_updates": self.average.updates, "optimizer": self.optimizer.state_dict(),
+            **{name: getattr(self, name) for name in _PLAIN_STATE},
+        }  # fmt: skip
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.average.model.load_state_dict(state["average"])
+        self.average.updates = state["average_updates"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in _PLAIN_STATE:
+            setattr(self, name, state[name])
+
+
+_PLAIN_STATE = (
+    "round", "batches_in_round", "batches_done", "round_batches", "round_start_progress", "elapsed_s", "best_fitness",
+    "history", "seed",
+)  # fmt: skip
+
+
+def save(path: Path, value: object) -> None:
+    """Written beside and renamed: a checkpoint on disk is always whole."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(value, temporary)
+    os.replace(temporary, path)
+
+
+def half_weights(model: Model) -> dict[str, Tensor]:
+    """The weights in half precision, for a file small enough to keep (3.6 MB)."""
+    return {k: v.half() if v.dtype.is_floating_point else v for k, v in model.state_dict().items()}
