@@ -46,20 +46,7 @@ class Handler(BaseHTTPRequestHandler):
         if self._is_there(target):
             self._answer(412, "PreconditionFailed")
             return
-        part = target.with_name(f".{target.name}.{threading.get_ident()}")
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            digest, crc32 = self._take_in(part, int(length))
-            if crc32 is None:
-                self._answer(400, "IncompleteBody")
-            elif self.headers.get("x-amz-checksum-crc32", crc32) != crc32:
-                self._answer(400, "BadDigest")
-            elif self._keep(part, target):
-                self._answer(200, etag=digest)
-            else:
-                self._answer(412, "PreconditionFailed")
-        finally:
-            part.unlink(missing_ok=True)
+        self._answer(*self._store(target, int(length)))
 
     def refuse(self) -> None:
         self._answer(501, "NotImplemented")
@@ -78,6 +65,20 @@ class Handler(BaseHTTPRequestHandler):
 
     def _is_there(self, target: Path) -> bool:
         return self.headers.get("If-None-Match") == "*" and target.exists()
+
+    def _store(self, target: Path, length: int) -> tuple[int, str]:
+        """The status, and the error code or, of a 200, the ETag."""
+        part = target.with_name(f".{target.name}.{threading.get_ident()}")
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            digest, crc32 = self._take_in(part, length)
+            if crc32 is None:
+                return 400, "IncompleteBody"
+            if self.headers.get("x-amz-checksum-crc32", crc32) != crc32:
+                return 400, "BadDigest"
+            return (200, digest) if self._keep(part, target) else (412, "PreconditionFailed")
+        finally:
+            part.unlink(missing_ok=True)
 
     def _take_in(self, part: Path, length: int) -> tuple[str, str | None]:
         """The content's MD5 in hex and its CRC-32 in base64; the latter is None when the client went away."""
@@ -111,17 +112,17 @@ class Handler(BaseHTTPRequestHandler):
         )
         return True
 
-    def _answer(self, status: int, code: str = "", *, etag: str = "") -> None:
-        body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode() if code else b""
+    def _answer(self, status: int, code: str) -> None:
+        xml = "" if status == 200 else f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>"
         self.close_connection = True
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(xml)))
         self.send_header("Connection", "close")
-        if etag:
-            self.send_header("ETag", f'"{etag}"')
+        if status == 200:
+            self.send_header("ETag", f'"{code}"')
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(xml.encode())
 
 
 def main() -> int:

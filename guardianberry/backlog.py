@@ -57,6 +57,11 @@ class Backlog:
         with self._lock:
             self._failures[waiting.path] = self._failures.get(waiting.path, 0) + 1
 
+    def forgive(self) -> None:
+        """It was not the files' fault: the order is by age again."""
+        with self._lock:
+            self._failures.clear()
+
     def set_aside(self, waiting: Waiting, reason: str) -> None:
         """Leave it alone for an hour."""
         with self._lock:

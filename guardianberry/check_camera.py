@@ -15,7 +15,7 @@ import numpy as np
 
 from guardianberry.camera import Camera
 from guardianberry.camera_program import PACKAGE, CameraError, RunningCamera, ask_for_help, find_program, offers
-from guardianberry.check_machine import output_of
+from guardianberry.check_machine import cron_lines, output_of
 from guardianberry.findings import Finding, fail, ok, warn
 from guardianberry.stream import Frame
 
@@ -23,6 +23,7 @@ FRAME_LIMIT_S = 15.0  # a camera's first start after the boot takes a few second
 DAEMON_START_LIMIT_S = 15.0  # a daemon that has just been started loads its model first
 SLOW_LOOK_MS = 1000.0  # with three looks to an alert, and the upload, the five seconds are over
 _LOOKS = 5
+_CRON_PATH = ("/usr/bin", "/bin")
 _OPTIONS = ("--low-latency", "--libav-format")
 _POLL_S = 0.25
 
@@ -50,18 +51,22 @@ class ModelPlan(NamedTuple):
     max_det: int
 
 
-def check_program() -> tuple[Finding, str]:
+def check_program(root: Path) -> tuple[Finding, str]:
     """The camera program and what it offers; its path, or "" without one."""
     try:
         program = find_program()
     except CameraError as error:
-        return fail("program", str(error), f"sudo apt install {PACKAGE}"), ""
+        return fail("program", str(error).partition(":")[0], f"Run this:\nsudo apt install {PACKAGE}"), ""
     version = re.search(r"v\d+\.\d+[^\s]*", output_of(program, "--version") or "")
     help_text = ask_for_help(program)
     if help_text is None:
-        return fail("program", f"{program} does not answer to --help", f"sudo apt reinstall {PACKAGE}"), ""
+        return fail("program", f"{program} does not answer to --help", f"Run this:\nsudo apt reinstall {PACKAGE}"), ""
     offered = ", ".join(option for option in _OPTIONS if offers(help_text, option)) or "neither of them"
     text = f"{program} {version[0] if version else '(unknown version)'}; offers of {' and '.join(_OPTIONS)}: {offered}"
+    folder = str(Path(program).parent)
+    if folder not in _CRON_PATH and not any(re.match(rf"PATH\s*=.*{re.escape(folder)}", x) for x in cron_lines(root)):
+        advice = f"Run crontab -e and put this above the @reboot line:\nPATH={':'.join((folder, *_CRON_PATH))}"
+        return warn("program", f"{text}; cron does not look into {folder}", advice), program
     return ok("program", text), program
 
 

@@ -72,7 +72,9 @@ def check_user(folder: Path) -> Iterator[Finding]:
     elif me in video.gr_mem:
         yield warn("user", f"{me} is in group video, but not yet in this session", "Log out and in again.")
     else:
-        yield warn("user", f"{me} is not in group video", f"sudo usermod -aG video {me}; then log out and in again.")
+        yield warn(
+            "user", f"{me} is not in group video", f"Run this, then log out and in again:\nsudo usermod -aG video {me}"
+        )
 
 
 def check_power() -> Iterator[Finding]:
@@ -100,7 +102,8 @@ def check_folder(folder: Path) -> Finding:
     """One of the two folders of the queue: private, writable, with space. Nothing is made that stays."""
     subject = folder.name + "/"
     place = folder if folder.exists() else folder.parent
-    advice = f"Make {folder} a folder of {user_name(os.geteuid())}: sudo chown -R {user_name(os.geteuid())} {place}"
+    me = user_name(os.geteuid())
+    advice = f"Make it a folder of {me}:\nsudo chown -R {me} {place}"
     try:
         with tempfile.NamedTemporaryFile(prefix=PART_PREFIX, dir=place) as file:
             file.write(b"?" * 4096)
@@ -134,9 +137,9 @@ def check_clock(is_synchronised: Callable[[], bool], wait_s: float, now_text: st
 def check_start_at_boot(folder: Path, root: Path) -> Finding:
     """A line for cron, or a systemd unit, that starts this folder's daemon."""
     launcher = folder / "launch.sh"
-    advice = f"crontab -e, and add the line: @reboot {launcher} >> {folder.parent}/guardianberry.log 2>&1"
+    advice = f"Run crontab -e and add this line:\n@reboot {launcher} >> {folder.parent}/guardianberry.log 2>&1"
     if not os.access(launcher, os.X_OK):
-        return warn("at boot", f"{launcher} is missing or not executable", f"chmod +x {launcher}")
+        return warn("at boot", f"{launcher} is missing or not executable", f"Run this:\nchmod +x {launcher}")
     lines = [line for line in cron_lines(root) if "launch.sh" in line or "detect_and_upload.py" in line]
     mine = [line for line in lines if names_path(line, launcher)]
     if any(line.startswith("@reboot") for line in mine):

@@ -21,8 +21,9 @@ from guardianberry.check_machine import cron_lines, is_open_to_others, read
 from guardianberry.findings import Finding, fail, ok, warn
 from guardianberry.pending import Body
 from guardianberry.refusals import (
-    NO_CREDENTIALS,
+    BAD_SET_UP,
     NO_PERMISSION,
+    PLAIN_HTTP,
     RefusedError,
     cause_of_answer,
     cause_of_exception,
@@ -31,6 +32,12 @@ from guardianberry.refusals import (
 from guardianberry.s3 import S3
 
 _CANARY = b"A test object of guardianberry --check --upload. It may be deleted.\n"
+_METHODS = {  # botocore's words for where it found them
+    "env": "environment variables",
+    "shared-credentials-file": "~/.aws/credentials",
+    "config-file": "~/.aws/config",
+    "custom-process": "what a credential_process says",
+}
 _ADVICE = "aws/README.md shows how keys are made and where they go."
 
 
@@ -40,10 +47,13 @@ def check_s3(server_side_encryption: str | None, root: Path) -> tuple[list[Findi
     try:
         client = s3._ready_client()  # what the daemon does before its first upload: the same refusals, the same words
     except RefusedError as refused:
-        subject = "endpoint" if "endpoint" in refused.cause.text else "credentials"
+        subject = "endpoint" if refused.cause in (PLAIN_HTTP, BAD_SET_UP) else "credentials"
         return [fail(subject, str(refused), _ADVICE)], None
     method = client._request_signer._credentials.method
-    findings = [ok("credentials", f"found ({method})"), *check_where_they_lie(method, os.environ, root)]
+    findings = [
+        ok("credentials", f"found in {_METHODS.get(method, method)}"),
+        *check_where_they_lie(method, os.environ, root),
+    ]
     url = urlsplit(client.meta.endpoint_url)
     place = f"{url.scheme}://{url.hostname}" + (f":{url.port}" if url.port else "")  # a URL can hold a password
     answer = ask(client)
@@ -63,7 +73,7 @@ def ask(client: Any) -> Finding:
         return fail("endpoint", str(RefusedError(cause, f"HTTP {status} {code}")), _ADVICE)
     except (botocore.exceptions.BotoCoreError, botocore.parsers.ResponseParserError) as error:
         refused = RefusedError(*cause_of_exception(error))
-        return fail("endpoint", str(refused), "Recording works without; alerts and clips wait on the disk.")
+        return fail("endpoint", str(refused), "Until then recordings and alerts wait on the disk; nothing is lost.")
     return warn(
         "endpoint",
         "answers, and the key may list all buckets",
@@ -80,13 +90,13 @@ def check_where_they_lie(method: str, environment: Mapping[str, str], root: Path
     }
     for path in sorted(files):
         if path.is_file() and is_open_to_others(path):
-            yield warn("credentials", f"others on this machine may read {path}", f"chmod 600 {path}")
+            yield warn("credentials", f"others on this machine may read {path}", f"Run this:\nchmod 600 {path}")
     system = root / "etc/environment"
     if re.search(r"AWS_SECRET_ACCESS_KEY|AWS_SESSION_TOKEN", read(system)) and is_open_to_others(system):
         yield warn(
             "credentials",
             f"{system} holds a key that everyone on this machine may read",
-            "Move it to ~/.aws/credentials (chmod 600), which is the better place, or: sudo chmod 600 /etc/environment",
+            "Move it to ~/.aws/credentials (chmod 600), or run this:\nsudo chmod 600 /etc/environment",
         )
     if missing := only_in_this_shell(environment, root):
         advice = "Put them into ~/.aws/credentials and ~/.aws/config, or into /etc/environment."
@@ -121,6 +131,3 @@ def check_uploads(s3: S3, buckets: Mapping[str, str]) -> Iterator[Finding]:
                 yield fail(subject, f"{bucket}: {refused}", _ADVICE)
             else:
                 yield ok(subject, f"{bucket} took {key}")
-
-
-__all__ = ["NO_CREDENTIALS", "S3", "check_s3", "check_uploads", "check_where_they_lie"]

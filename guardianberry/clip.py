@@ -85,7 +85,7 @@ class ClipWriter:
     @property
     def end_reason(self) -> str | None:
         """Why no more video comes into this clip; None while it does."""
-        return "no more video from the camera" if self._tap.ended else self._end_reason
+        return self._end_reason or ("no more video from the camera" if self._tap.ended else None)
 
     def update(self, facts: EventFacts) -> None:
         """Note what is known of the event by now."""

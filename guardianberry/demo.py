@@ -92,7 +92,11 @@ def _pending(folder: Path) -> list[Path]:
 
 
 def _tell(folder: Path) -> None:
-    objects = sorted(
-        (json.loads(path.read_text(encoding="utf-8")), path) for path in (folder / "s3").glob("*/*.metadata.json")
-    )
-    log.info("demo: %d object(s) arrived in the buckets", len(objects))
+    """Where the objects are: images first, each kind by time."""
+    found = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("s3/*/*.metadata.json")]
+    found.sort(key=lambda item: (item[0].parent.name, item[1]["metadata"]["recording_start_time"]))
+    log.info("demo: %d object(s) arrived in the buckets", len(found))
+    for path, stored in found:
+        told = stored["metadata"]
+        log.info("  %s", path.with_name(path.name.removesuffix(".metadata.json")))
+        log.info("      %s", ", ".join(f"{name} {told[name]}" for name in sorted(told) if name != "rpi_serial_no"))

@@ -6,6 +6,7 @@ daemon that runs already. Only with `upload` does it write into the buckets, bec
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -49,6 +50,7 @@ def check(
     `root` and `running` stand in for the machine in tests.
     """
     page = page or sys.stdout
+    logging.getLogger("guardianberry").addHandler(logging.NullHandler())  # this page says what warnings would say
     levels: Counter[str] = Counter()
 
     def tell(findings: Iterator[Finding]) -> None:
@@ -61,12 +63,15 @@ def check(
     tell(check_constants(problems))
     tell(iter([check_system(root)]))
     tell(check_user(folder))
-    may_leave_files = not levels[FAIL]
+    is_worth_trying = not levels[FAIL]  # with wrong constants, or as root in another's folder, trying would do harm
     tell(check_power())
     tell(iter([check_clock(clock_is_synchronised, clock_wait_s, now_text)]))
     tell(check_folder(folder / name) for name in ("images", "videos"))
     tell(iter([check_start_at_boot(folder, root)]))
-    tell(check_eyes(folder, camera, model, running, may_leave_files=may_leave_files))
+    if is_worth_trying:
+        tell(check_eyes(folder, camera, model, root, running))
+    else:
+        tell(iter([warn("camera", "not tried, nor the model", "Put right what is said above, then check again.")]))
     tell(check_way_out(buckets, server_side_encryption, root, upload=upload))
     page.write(f"\n{verdict(levels, upload=upload)}\n")
     return 1 if levels[FAIL] else 0
@@ -83,21 +88,18 @@ def check_eyes(
     folder: Path,
     camera: CameraPlan,
     model: ModelPlan,
+    root: Path,
     running: Callable[[], list[RunningCamera]],
-    *,
-    may_leave_files: bool,
 ) -> Iterator[Finding]:
     """Another daemon, the camera, the model."""
     daemon_runs = is_locked(folder)
     if daemon_runs:
         yield ok("daemon", f"one is running in {folder}")
-    found, program = check_program()
+    found, program = check_program(root)
     yield found
     findings, frame = held_or_tried(daemon_runs, program, camera, running)
     yield from findings
-    if not may_leave_files:
-        yield warn("model", "not tried", "Put right what is said above, then check again.")
-    elif daemon_runs and not is_prepared(model):
+    if daemon_runs and not is_prepared(model):
         yield warn("model", f"the running daemon is still preparing {model.weights}", "Check again in a minute.")
     else:
         yield check_model(model, (camera.width_px, camera.height_px), frame)

@@ -11,7 +11,8 @@ _INDENT = " " * 19
 
 
 class Finding(NamedTuple):
-    """One line of the doctor's page. `advice` is what to do about it, for every level but OK."""
+    """One line of the doctor's page. `advice` is what to do about it, for every level but OK; lines after its first are
+    commands to copy."""
 
     level: str
     subject: str
@@ -19,24 +20,15 @@ class Finding(NamedTuple):
     advice: str = ""
 
     def __str__(self) -> str:
-        lines = textwrap.wrap(
-            f"{self.level:<6}{self.subject:<13}{self.text}",
-            _LINE_WIDTH,
-            subsequent_indent=_INDENT,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        if self.advice:
-            advice = textwrap.wrap(
-                f"-> {self.advice}",
-                _LINE_WIDTH,
-                initial_indent=_INDENT,
-                subsequent_indent=_INDENT + "   ",
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-            lines += advice
+        lines = _wrap(f"{self.level:<6}{self.subject:<13}{self.text}", _INDENT)
+        for number, part in enumerate(self.advice.split("\n") if self.advice else []):
+            # What follows a line break is to be copied, so it stays in one piece.
+            lines += [_INDENT + "   " + part] if number else _wrap(f"{_INDENT}-> {part}", _INDENT + "   ")
         return "\n".join(lines)
+
+
+def _wrap(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, _LINE_WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def ok(subject: str, text: str) -> Finding:

@@ -19,17 +19,17 @@ Array = NDArray[Any]
 
 SMALL_WIDTH_PX = 160
 # What stands still this long fades into the background. Someone who creeps across one small pixel a second does not.
-BACKGROUND_S = 15.0
+BACKGROUND_S = 8.0
 # Leaves, screens and noise are expected where they have been for so long. Longer than anybody takes to pass.
 RESTLESS_S = 30.0
 # Grey levels (of 255). A change counts above FLOOR + RESTLESSNESS_FACTOR times what is usual at its place; with noise
 # alone that is more than five standard deviations.
 FLOOR_LEVELS = 3.0
 RESTLESSNESS_FACTOR = 5.0
-# However restless a place is, a change of about 40 levels counts there: rather look too often.
-MAX_RESTLESSNESS_LEVELS = 8.0
+# However restless a place is, a change of about 60 levels counts there: rather look too often.
+MAX_RESTLESSNESS_LEVELS = 12.0
 # Motion is followed for so long after it was seen last: people pause.
-HOLD_S = 1.0
+HOLD_S = 0.5
 # More than half of the picture off by this much is light or exposure, not people; and if it is off by that much even
 # with the light evened out, it is another picture: night mode, a camera that was turned.
 LIGHT_LEVELS = 1.5
@@ -44,7 +44,8 @@ class MotionGate:
 
     def __init__(self, *, max_blind_s: float) -> None:
         self._max_blind_s = max_blind_s
-        self._background: Array | None = None
+        self._background: Array = np.zeros((0, 0), np.float32)
+        self._restlessness = self._background
         self._last_s = self._look_s = self._moved_s = -math.inf
         self._seen_frames = 0
 
@@ -54,7 +55,7 @@ class MotionGate:
         `luma` is the frame's brightness, uint8 [height, width], only read. `attentive`: people are known or suspected,
         so every frame is looked at; and what moves meanwhile is not taken for restlessness.
         """
-        if self._moves(shrink(luma), time_s, learn_restlessness=not attentive):
+        if self._moves(shrink(luma), time_s, attentive=attentive):
             self._moved_s = time_s
         is_due = time_s - self._look_s >= self._max_blind_s
         if not (attentive or is_due or time_s - self._moved_s < HOLD_S):
@@ -62,9 +63,9 @@ class MotionGate:
         self._look_s = time_s
         return True
 
-    def _moves(self, small: Array, time_s: float, *, learn_restlessness: bool) -> bool:
+    def _moves(self, small: Array, time_s: float, *, attentive: bool) -> bool:
         """Compare with the background, then let it follow."""
-        if self._background is None or self._background.shape != small.shape:
+        if self._background.shape != small.shape:
             self._start_afresh(small, time_s)
             return True
         change, deviation = self._compare(small)
@@ -74,26 +75,28 @@ class MotionGate:
             if _middle(deviation) > OTHER_PICTURE_LEVELS:
                 self._start_afresh(small, time_s)
                 return True
-        moves = bool((deviation > FLOOR_LEVELS + RESTLESSNESS_FACTOR * self._restlessness).any())
-        self._learn(change, deviation, time_s, learn_restlessness=learn_restlessness)
-        return moves
+        moving = deviation > FLOOR_LEVELS + RESTLESSNESS_FACTOR * self._restlessness
+        if attentive:
+            change[1:-1, 1:-1][moving] = 0  # people known as such leave no ghost behind that would keep the gate open
+            deviation = self._restlessness
+        self._learn(change, deviation, time_s)
+        return bool(moving.any())
 
     def _compare(self, small: Array) -> tuple[Array, Array]:
         """Change pixel by pixel, and its size with the noise smoothed away."""
         change = small - self._background
         return change, np.abs(_blur(change))
 
-    def _learn(self, change: Array, deviation: Array, time_s: float, *, learn_restlessness: bool) -> None:
+    def _learn(self, change: Array, deviation: Array, time_s: float) -> None:
         elapsed_s = max(0.0, time_s - self._last_s)
         self._last_s = time_s
         self._seen_frames += 1
         # In the beginning plain averages: after ten frames the noise is known, not after half a minute.
         share = 1 / (self._seen_frames + 1)
         self._background += np.float32(max(share, 1 - math.exp(-elapsed_s / BACKGROUND_S))) * change
-        if learn_restlessness:
-            np.minimum(deviation, MAX_RESTLESSNESS_LEVELS, out=deviation)
-            share = max(share, 1 - math.exp(-min(elapsed_s, 1.0) / RESTLESS_S))
-            self._restlessness += np.float32(share) * (deviation - self._restlessness)
+        share = max(share, 1 - math.exp(-min(elapsed_s, 1.0) / RESTLESS_S))
+        usual = np.minimum(deviation, np.float32(MAX_RESTLESSNESS_LEVELS))
+        self._restlessness += np.float32(share) * (usual - self._restlessness)
 
     def _start_afresh(self, small: Array, time_s: float) -> None:
         self._background = small
@@ -106,10 +109,10 @@ def shrink(luma: Array) -> Array:
     """Averages over squares, as float32, about SMALL_WIDTH_PX wide. Averaging takes most of the noise away."""
     side_px = max(1, round(luma.shape[1] / SMALL_WIDTH_PX))
     height_px, width_px = (length // side_px * side_px for length in luma.shape)
-    rows = luma[0:height_px:side_px].astype(np.uint32 if side_px > 16 else np.uint16)  # bytes would wrap at 255
+    rows: Array = luma[0:height_px:side_px].astype(np.uint32 if side_px > 16 else np.uint16)  # bytes would wrap at 255
     for offset in range(1, side_px):
         rows += luma[offset:height_px:side_px]
-    total = rows[:, 0:width_px:side_px].copy()
+    total: Array = rows[:, 0:width_px:side_px].copy()
     for offset in range(1, side_px):
         total += rows[:, offset:width_px:side_px]
     return total.astype(np.float32) * np.float32(1 / side_px**2)
@@ -146,4 +149,5 @@ def _line(x: Array, y: Array) -> tuple[float, float]:
     mean_x, mean_y = float(x.mean()), float(y.mean())
     spread = float(((x - mean_x) ** 2).mean())
     gain = float(((x - mean_x) * (y - mean_y)).mean()) / spread if spread > 1 else 1.0
+    gain = max(gain, 0.0)  # no light turns a picture into its negative
     return gain, mean_y - gain * mean_x

@@ -5,11 +5,13 @@ from __future__ import annotations
 import enum
 import re
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import botocore.exceptions
 import botocore.parsers
+from urllib3.util.ssl_match_hostname import CertificateError
 
 
 class Scope(enum.Enum):
@@ -160,33 +162,44 @@ def cause_of_exception(error: Exception) -> tuple[Cause, str]:
     The exceptions' own texts hold the URL with the key, or what a credential_process wrote: they are never logged.
     """
     known = botocore.exceptions
-    detail = _root_detail(error)
     if isinstance(error, (known.NoCredentialsError, known.PartialCredentialsError)):
         return NO_CREDENTIALS, ""
     if isinstance(error, (known.CredentialRetrievalError, known.TokenRetrievalError, known.UnauthorizedSSOTokenError)):
         return CREDENTIALS_UNREADABLE, ""
     if isinstance(error, known.SSLError):
-        return TLS, detail
+        reason = _why_not_trusted(error)
+        return (TLS, reason) if reason else (CUT, _root_detail(error))
     # Before any byte of the body: the network is at fault. Afterwards it may be this file.
     if isinstance(error, (known.EndpointConnectionError, known.ConnectTimeoutError, known.ProxyConnectionError)):
-        return NETWORK, detail
+        return NETWORK, _root_detail(error)
     if isinstance(error, (known.ReadTimeoutError, known.ConnectionClosedError, known.HTTPClientError)):
-        return CUT, detail
+        return CUT, _root_detail(error)
     if isinstance(error, botocore.parsers.ResponseParserError):
         return NOT_S3, "its answer cannot be read"
     return BAD_SET_UP, type(error).__name__
 
 
-def _root_detail(error: BaseException) -> str:
-    """The words of the innermost operating system or TLS error, else the name of the outermost one."""
-    detail = type(error).__name__
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was made of, and so on."""
     seen: set[int] = set()
     inner: BaseException | None = error
     while inner is not None and id(inner) not in seen:
         seen.add(id(inner))
+        yield inner
+        inner = inner.__cause__ or inner.__context__
+
+
+def _why_not_trusted(error: BaseException) -> str:
+    """Empty when the certificate was not what went wrong."""
+    for inner in _chain(error):
         if isinstance(inner, ssl.SSLCertVerificationError):
             return inner.verify_message
-        if isinstance(inner, OSError) and inner.strerror:
-            detail = inner.strerror
-        inner = inner.__cause__ or inner.__context__
-    return detail
+        if isinstance(inner, CertificateError):
+            return "it is made out to another name"
+    return ""
+
+
+def _root_detail(error: BaseException) -> str:
+    """The words of the innermost error of the operating system, else the name of the outermost one."""
+    words = [inner.strerror for inner in _chain(error) if isinstance(inner, OSError) and inner.strerror]
+    return words[-1] if words else type(error).__name__

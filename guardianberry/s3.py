@@ -41,10 +41,10 @@ log = logging.getLogger(__name__)
 _CONNECT_TIMEOUT_S = 5  # also the longest that one block may take to get into the socket
 _READ_TIMEOUT_S = 10
 _ATTEMPTS = 2  # a second one rides out a hiccup; everything longer is the sweep's
-# What one upload may have under way on the network. Linux lets it grow to 4 MB, which on a home's 300 kbit/s uplink
-# takes longer to leave than S3's answer may take, and an alert would queue behind it. 32 KiB leave within a second
-# there, and still carry 8 Mbit/s to a server 30 ms away.
-_SEND_BUFFER_BYTES = 32 * 1024
+# What one upload may have under way on the network; Linux doubles it, to 32 KiB. Left alone it grows to 4 MB, which on
+# a home's 300 kbit/s uplink takes longer to leave than S3's answer may take, and an alert would queue behind it. 32 KiB
+# leave within a second there, and still carry 8 Mbit/s to a server 30 ms away.
+_SEND_BUFFER_BYTES = 16 * 1024
 
 
 def keep_libraries_quiet() -> None:
@@ -71,6 +71,13 @@ class S3:
         self._made_of: Any = None  # the credentials and the configuration files' content behind `_client`
         self._distrusted = False  # True: what `_client` was made of may have been corrected since
         keep_libraries_quiet()
+
+    def prepare(self) -> None:
+        """Make the client, which takes a Pi a second or two that the first alert should not wait for.
+
+        Raises RefusedError; connects to nothing.
+        """
+        self._ready_client()
 
     def put(
         self, bucket: str, key: str, body: Body, *, crc32_base64: str, content_type: str, metadata: Mapping[str, str]

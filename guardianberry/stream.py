@@ -27,6 +27,7 @@ READ_BYTES = 64 * 1024
 PIPE_BYTES = 1024 * 1024
 # A camera writes a picture in one go. Silence of this length after a whole NAL unit means that the picture is complete.
 QUIET_MS = 20
+CLOSE_TIMEOUT_S = 2.0  # the reader waits for nothing but the pipe: never needed so far
 # The ring is this much longer than the pre-roll, which counts back from the first picture with a person in it: that one
 # is looked at a little later, and the event is certain only some pictures later still.
 RING_SLACK_S = 5.0
@@ -225,7 +226,10 @@ class Stream:
             if self._fd < 0:
                 return
             os.write(self._waker_fd, b"x")
-        self._thread.join()
+        self._thread.join(CLOSE_TIMEOUT_S)
+        if self._thread.is_alive():
+            log.error("camera reader does not end: its descriptors stay open")
+            return
         with self._changed:
             for fd in (self._fd, self._wake_fd, self._waker_fd):
                 if fd >= 0:

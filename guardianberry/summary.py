@@ -58,7 +58,8 @@ def summary(before: Tally, now: Tally, waiting: Waiting, free_bytes: int | None)
     images, videos = now.images - before.images, now.videos - before.videos
     return (
         f"the last 24 hours: {_count(now.events - before.events, 'event')};"
-        f" {_count(images, 'image')} and {_count(videos, 'video')} uploaded, {waiting.images} and {waiting.videos} waiting,"
+        f" {_count(images, 'image')} and {_count(videos, 'video')} uploaded,"
+        f" {waiting.images} and {waiting.videos} waiting,"
         f" {_count(now.failed_tries - before.failed_tries, 'failed try', 'failed tries')};"
         f" {_latency(before, now)}; camera relaunched {_count(now.relaunches - before.relaunches, 'time')};"
         f" {'unknown' if free_bytes is None else f'{free_bytes / 1e9:.1f} GB'} free"

@@ -21,6 +21,7 @@ from guardianberry.filenames import ImageName, parse
 from guardianberry.lanes import Backoff, Gate, Pending, Troubles
 from guardianberry.pending import (
     Identity,
+    Kind,
     OpenFile,
     UnfitError,
     Waiting,
@@ -105,6 +106,7 @@ class Uploader:
             log.warning("the alert image %s cannot be uploaded: %s", ascii(path.name), error.strerror)
             return
         name, identity = parse(path.name), (status.st_dev, status.st_ino)
+        self._backoff.reset()  # a fresh alert is worth a try every few seconds again
         with self._lock:
             self._arrivals_s[identity] = frame_arrival_s
             if len(self._arrivals_s) > _MOST_ARRIVALS:
@@ -169,6 +171,7 @@ class Uploader:
     # The sweep
 
     def _run(self) -> None:
+        self._prepare()
         while not self._stopped.is_set():
             try:
                 pause_s = self._sweep()
@@ -180,6 +183,14 @@ class Uploader:
             if pause_s != _IDLE_PAUSE_S:
                 self._pause(self._stopped, min(pause_s, _LEAST_PAUSE_S))
             self._pause(self._wake, max(0.0, pause_s - _LEAST_PAUSE_S))
+
+    def _prepare(self) -> None:
+        try:
+            self._s3.prepare()
+        except RefusedError as refused:  # a novice hears of missing credentials before the first event
+            self._troubles.refused(self._images, refused)
+        except Exception:
+            log.exception("S3 cannot be prepared; it is tried again at the first upload")
 
     def _sweep(self) -> float:
         """Offer every waiting file to S3 once; how long to wait for the next sweep."""
@@ -197,9 +208,11 @@ class Uploader:
                 in_a_row += 1
                 failed = failed or scope is not Scope.FILE_FOR_LONG
                 if scope is Scope.EVERYTHING:
+                    self._backlog.forgive()
                     break
                 if scope is Scope.BUCKET or in_a_row == _FAILURES_IN_A_ROW:
                     self._troubles.nothing_goes(waiting.kind)
+                    self._backlog.forgive()
                     closed.add(waiting.kind)
                     failed, in_a_row = True, 0
         if failed or self._backlog.unreadable:

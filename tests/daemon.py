@@ -25,7 +25,9 @@ def install(folder: Path, **constants: object) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     script = (ROOT / "detect_and_upload.py").read_text(encoding="utf-8")
     for name, value in constants.items():
-        script, changed = re.subn(rf"^{name} = .*$", lambda _, n=name, v=value: f"{n} = {v!r}", script, flags=re.MULTILINE)
+        script, changed = re.subn(
+            rf"^{name} = .*$", lambda _, n=name, v=value: f"{n} = {v!r}", script, flags=re.MULTILINE
+        )
         assert changed == 1, f"{name} is no constant of the script"
     path = folder / "detect_and_upload.py"
     path.write_text(script, encoding="utf-8")
@@ -77,7 +79,7 @@ class Daemon:
         return self
 
     def __enter__(self) -> Daemon:
-        return self.start()
+        return self if self.process else self.start()
 
     def __exit__(self, *_: object) -> None:
         self.kill()
@@ -89,7 +91,9 @@ class Daemon:
     def pending(self) -> list[str]:
         """The files of the queue, whatever their state."""
         folders = (self.folder / "images", self.folder / "videos")
-        return sorted(f"{folder.name}/{path.name}" for folder in folders if folder.is_dir() for path in folder.iterdir())
+        return sorted(
+            f"{folder.name}/{path.name}" for folder in folders if folder.is_dir() for path in folder.iterdir()
+        )
 
     def wait_for_log(self, pattern: str, *, timeout_s: float = 60, count: int = 1) -> list[str]:
         """Until `pattern` stands in the log `count` times; what matched."""
@@ -105,8 +109,9 @@ class Daemon:
 
     def _give_up(self, what: str, give_up_s: float) -> None:
         assert self.process is not None
-        assert time.monotonic() < give_up_s, f"{what}; the log:\n{self.log}"
-        assert self.process.poll() is None, f"{what}; the daemon ended with {self.process.returncode}; log:\n{self.log}"
+        story = "\n".join(line for line in self.log.splitlines() if " DEBUG " not in line)
+        assert time.monotonic() < give_up_s, f"{what}; the log:\n{story}"
+        assert self.process.poll() is None, f"{what}; the daemon ended with {self.process.returncode}; log:\n{story}"
         time.sleep(0.05)
 
     def terminate(self, timeout_s: float = 10) -> tuple[int, float]:

@@ -35,7 +35,7 @@ class Answer:
 class FaultyProxy:
     """Use it as a context manager. `target_port` 0 is enough where only answers of its own are wanted."""
 
-    def __init__(self, target_port: int = 0) -> None:
+    def __init__(self, target_port: int = 0, *, port: int = 0) -> None:
         self.target_port = target_port
         self.answer: Answer | None = None  # given to every request in place of the server's
         self.answers: list[Answer | None] = []  # given first, one per request; None lets one request through
@@ -48,6 +48,7 @@ class FaultyProxy:
         self.silent = False  # accepts and never says a word
         self.rate_bytes_per_s: float | None = None  # upwards, shared by all connections
         self.connections = 0
+        self.heads: list[bytes] = []  # of the requests, as they came
         self.requests_answered = 0  # by the proxy itself
         self.lost_replies = 0
         self._lock = threading.Lock()
@@ -57,7 +58,8 @@ class FaultyProxy:
         self._listener = socket.socket()
         # Small buffers, so that what is "under way" is in the client's hands and not hidden in ours.
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self._listener.bind(("127.0.0.1", 0))
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind(("127.0.0.1", port))
         self._listener.listen(128)
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
@@ -95,8 +97,10 @@ class FaultyProxy:
             if self.silent:
                 self._closing.wait()
                 return
+            head = _peek_head(client)
+            self.heads.append(head)
             answer = self._next_answer()
-            if answer is None and self.refused_text and self.refused_text in _peek_head(client):
+            if answer is None and self.refused_text and self.refused_text in head:
                 answer = self.refusal
             if answer is not None:
                 self._answer(client, answer)
@@ -196,8 +200,10 @@ def _peek_head(client: socket.socket) -> bytes:
     head, give_up_s = b"", time.monotonic() + 5
     while b"\r\n\r\n" not in head and time.monotonic() < give_up_s:
         head = client.recv(16384, socket.MSG_PEEK)
+        if not head:
+            break
         time.sleep(0.001)
-    return head
+    return head.split(b"\r\n\r\n")[0]
 
 
 def _close(each: socket.socket) -> None:

@@ -46,6 +46,7 @@ README_PARAMETERS = {
     "DeviceNames": "front-door,garage",
     "AlertEmail": "you@example.com",
 }
+SESSION = boto3.session.Session()  # loads botocore's models once
 SECRET = "A-secret-that-must-not-be-logged"
 
 
@@ -66,8 +67,7 @@ class Moto(S3Server):
     def service(self, name: str, **keys: str) -> Any:
         keys = keys or {"aws_access_key_id": "AKIAADMINISTRATOR", "aws_secret_access_key": "administrator"}
         config = Config(retries={"total_max_attempts": 1}, proxies={})
-        session = boto3.session.Session(region_name=REGION, **keys)
-        return session.client(name, endpoint_url=self.url, config=config)
+        return SESSION.client(name, region_name=REGION, endpoint_url=self.url, config=config, **keys)
 
     def _post(self, path: str, body: bytes) -> None:
         # Flask would take the body of urllib's default content type for a form.
@@ -384,6 +384,24 @@ def test_the_bucket_policies_conditions(bucket: str, context: dict[str, str | No
     assert is_allowed(camera_statements(), "s3:PutObject", f"arn:aws:s3:::{bucket}/key", sent) is allowed
 
 
+def test_only_the_images_bucket_of_this_account_publishes_alerts() -> None:
+    resources = template_resources(AlertTopic="topic")
+    [statement] = resources["AlertTopicPolicy"]["Properties"]["PolicyDocument"]["Statement"]
+    assert (statement["Effect"], statement["Action"], statement["Resource"]) == ("Allow", "sns:Publish", "topic")
+    assert statement["Principal"] == {"Service": "s3.amazonaws.com"}
+    assert statement["Condition"] == {
+        "ArnEquals": {"aws:SourceArn": f"arn:aws:s3:::{IMAGES}"},
+        "StringEquals": {"aws:SourceAccount": ACCOUNT},
+    }
+    # S3 refuses a notification to a topic that does not take it yet.
+    assert resources["Images"]["DependsOn"] == "AlertTopicPolicy"
+    assert "NotificationConfiguration" not in resources["Videos"]["Properties"]
+
+
+def test_no_secret_lies_in_the_stack() -> None:
+    assert "AWS::IAM::AccessKey" not in {one["Type"] for one in template_resources().values()}
+
+
 @pytest.mark.parametrize("bucket", ["another-bucket", f"{VIDEOS}-2", "guardianberry"])
 def test_a_camera_cannot_upload_elsewhere(bucket: str) -> None:
     assert not is_allowed(camera_statements(), "s3:PutObject", f"arn:aws:s3:::{bucket}/key", UPLOAD)
@@ -437,12 +455,14 @@ def test_ten_minutes_later_the_camera_uploads(deployed: Moto, home: Path, tmp_pa
     assert camera_keys(home)["aws_secret_access_key"] not in camera.log
 
 
-def test_the_daemon_itself_does_with_that_key(deployed: Moto, home: Path, tmp_path: Path, models: Path) -> None:
+@pytest.mark.slow
+def test_the_daemon_uploads_with_that_key(deployed: Moto, home: Path, tmp_path: Path, models: Path) -> None:
     deployed.check_keys(on=True)
     environment = {"HOME": str(home), "AWS_ENDPOINT_URL_S3": deployed.url}
     stand_in = {"STAND_IN_VIDEO": str(SCENE), "STAND_IN_AT_END": "hold"}
-    constants = {"IMAGES_BUCKET": IMAGES, "VIDEOS_BUCKET": VIDEOS, "CLOCK_WAIT_S": 0, "MAX_RECORDING_DURATION_S": 4}
-    with Daemon(tmp_path / "daemon", models, env=environment | stand_in, **constants) as daemon:
+    short = {"CLOCK_WAIT_S": 0, "MAX_RECORDING_DURATION_S": 4, "PRE_ROLL_S": 1}
+    buckets = {"IMAGES_BUCKET": IMAGES, "VIDEOS_BUCKET": VIDEOS}
+    with Daemon(tmp_path / "daemon", models, env=environment | stand_in, **short, **buckets) as daemon:
         daemon.wait_for_log("video .*: uploaded", timeout_s=90)
         assert daemon.terminate()[0] == 0
     deployed.check_keys(on=False)
@@ -813,6 +833,7 @@ def test_a_certificate_gives_keys_that_upload(moto: Moto, cli: AwsCli, home: Pat
     run_commands(commands.replace("AlertEmail=", "Certificates=yes AlertEmail="), cli)
     attach_what_moto_left_out(moto)
     run_commands(readme_commands("Certificates"), cli)
+    assert stat.S_IMODE((home / ".aws").stat().st_mode) == 0o700
     assert stat.S_IMODE((home / ".aws" / "camera.key").stat().st_mode) == 0o600
     assert sorted(os.listdir(home / ".aws")) == ["camera.key", "camera.pem", "config"]
 

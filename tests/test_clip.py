@@ -30,8 +30,12 @@ class FakeTap:
         self.queue: queue.SimpleQueue[Unit] = queue.SimpleQueue()
         for unit in ring:
             self.queue.put(unit)
-        self.ended = False
+        self.stream_ended = False
         self.closed = False
+
+    @property
+    def ended(self) -> bool:
+        return (self.closed or self.stream_ended) and self.queue.empty()
 
     def get(self, timeout_s: float) -> Unit | None:
         try:
@@ -107,7 +111,7 @@ def test_a_clip_is_never_longer_than_its_maximum(tmp_path):
     wait_until(lambda: clip.end_reason)
     clip.finish(stop_at(1e9))
     assert clip.join(10)
-    assert clip.end_reason == "the clip has its full length"
+    assert clip.end_reason == "the clip has its full length"  # still, after the tap was closed
     assert decode(finished[0]) == (30, pytest.approx(3.0), True)
 
 
@@ -123,7 +127,8 @@ def test_a_change_of_size_ends_the_clip(tmp_path):
 def test_the_stream_ends_and_the_clip_is_kept(tmp_path):
     tap, finished = FakeTap(units(15)), []
     clip = record(tap, tmp_path, finished)
-    tap.ended = True
+    tap.stream_ended = True
+    wait_until(lambda: clip.end_reason)
     assert clip.end_reason == "no more video from the camera"
     assert clip.join(10)
     assert decode(finished[0])[0] == 15

@@ -15,7 +15,7 @@ from tests.s3_server import S3Server
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "aws" / "guardianberry.yaml"
-DEVICES, EVENTS = 50, 3
+DEVICES, EVENTS = 50, 2
 VIDEOS, IMAGES = "fleet-videos", "fleet-images"
 
 
@@ -85,6 +85,7 @@ def mp4(text: str) -> bytes:
     return b"".join((8 + len(content)).to_bytes(4) + name + content for name, content in boxes)
 
 
+@pytest.mark.slow
 def test_fifty_devices_into_one_bucket_and_nothing_mixed_up(tmp_path: Path) -> None:
     expected_images, expected_videos = set(), set()
     for number in range(DEVICES):

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from guardianberry.filenames import parse
 from guardianberry.lanes import Backoff
 from guardianberry.pending import OpenFile, UnfitError, Waiting, header_value, image_kind, list_waiting, video_kind
-from tests.faulty_proxy import FaultyProxy
+from tests.faulty_proxy import Answer, FaultyProxy
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.upload_rig import SERIAL, Rig, box, jpeg, lines, mp4, wait_until, warnings
 
@@ -109,11 +109,17 @@ def test_nothing_of_the_event_can_be_read_off_the_key(rig: Rig, s3: S3Server) ->
     assert not any(secret in key for secret in ("1700000000", "640", "480", SERIAL))
 
 
-def test_a_bucket_without_encryption_is_served(rig: Rig, s3: S3Server) -> None:
+@pytest.mark.parametrize("encryption", ["AES256", None])
+def test_encryption_is_asked_for_unless_the_server_has_none(rig: Rig, s3: S3Server, encryption: str | None) -> None:
+    """Looked for in the request itself: the server encrypts of its own accord, as the real one does."""
     rig.add_image(1_700_000_000)
-    rig.start(server_side_encryption=None)
-    rig.wait_until_empty()
-    assert len(s3.keys(rig.images_bucket)) == 1
+    with FaultyProxy(s3.port) as proxy:
+        rig.use(proxy.url)
+        rig.start(server_side_encryption=encryption)
+        rig.wait_until_empty()
+        (head,) = proxy.heads
+    assert (b"x-amz-server-side-encryption: AES256" in head) is (encryption == "AES256")
+    assert b"If-None-Match: *" in head
 
 
 @pytest.mark.parametrize(("age_s", "expected"), [(90, "90000"), (-90, None)])
@@ -130,12 +136,12 @@ def test_an_image_of_an_earlier_process_tells_how_late_it_is(
 def test_the_latency_is_that_of_the_first_try(rig: Rig, s3: S3Server) -> None:
     """The image fails until the sweep gets it through, a good second later."""
     with FaultyProxy(s3.port) as proxy:
-        proxy.replies_to_lose = 1000
+        proxy.answer = Answer(500, "InternalError")
         rig.use(proxy.url)
         uploader = rig.start()
         uploader.offer_alert(rig.add_image(1_700_000_000), time.monotonic())
         wait_until(lambda: uploader.counters().failed_tries >= 3, "it does not fail")
-        proxy.replies_to_lose = 0
+        proxy.answer = None
         rig.wait_until_empty()
     (stored,) = s3.objects(rig.images_bucket)
     assert int(stored.metadata["alert_latency_ms"]) < 1000 * uploader.counters().worst_alert_latency_s - 500
@@ -632,6 +638,17 @@ def test_a_day_without_network_is_no_busy_loop(rig: Rig, s3: S3Server, caplog: p
     assert 86_400 / 300 <= uploader.counters().failed_tries <= 86_400 / 150 + 10
     assert len(warnings(caplog)) == 1
     assert len(rig.left()) == 50
+
+
+def test_after_a_long_outage_a_fresh_alert_is_tried_every_few_seconds_again(rig: Rig) -> None:
+    clock = FakeClock(length_s=86_400)
+    rig.add_image(1_700_000_000)
+    rig.use("http://127.0.0.1:1")
+    uploader = rig.start(clock=clock, pause=clock.pause)
+    wait_until(clock.over.is_set, "the day does not pass")
+    assert uploader._backoff.next_pause_s() >= 150
+    uploader.offer_alert(rig.add_image(1_700_000_001), clock())
+    assert uploader._backoff.next_pause_s() <= 8
 
 
 def test_an_impatient_caller_makes_no_busy_loop(rig: Rig) -> None:

@@ -283,10 +283,11 @@ def test_yolov5_onnx_export_is_accepted(models: Path) -> None:
 
 def test_onnx_sees_rgb_from_zero_to_one(models: Path) -> None:
     ov = convert.load_openvino()
-    (models / "mine.onnx").write_bytes(onnx_table(64, 96, 378, 6, head=[0.0] * 6))
+    (models / "mine.onnx").write_bytes(onnx_table(64, 96, 378, 85, head=[0.0] * 85))
     xml = find_graph("mine.onnx", models).xml
     compiled = ov.Core().compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     table = compiled([np.full((1, 64, 96, 3), 51, np.uint8)])[0]
+    assert table.shape == (1, 378, 6), "the other classes are cut off"
     np.testing.assert_allclose(table, 20, rtol=1e-4)
 
 
@@ -328,8 +329,11 @@ def test_broken_graphs_are_refused(exported: Path, models: Path, harm: str) -> N
         xml.write_text(text.replace("converter_version&quot;: ", "converter_version&quot;: 99"))
     else:
         weights.unlink()
-    with pytest.raises(WeightsError, match=r"bad\.(xml|bin) (cannot be used: .+|is missing)"):
+    with pytest.raises(WeightsError, match=r"bad\.(xml|bin) (cannot be used: .+|is missing)") as caught:
         find_graph("bad.xml", models)
+    assert not isinstance(caught.value, UnavailableError), "the file is at fault, not this computer"
+    if harm == "foreign":
+        assert "was not made by `python -m guardianberry.convert`" in str(caught.value)
 
 
 def test_truncated_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -365,6 +369,15 @@ def test_dead_conversion_names_its_reason_and_the_way_out(models: Path, statemen
     with pytest.raises(UnavailableError, match=reason) as caught:
         find_graph("own.pt", models, converter=dying(statement))
     assert way_out in str(caught.value)
+
+
+def test_computer_without_torch_is_told_the_way_out(models: Path) -> None:
+    (models / "own.pt").write_bytes(b"weights")
+    statement = (
+        "import sys; sys.modules['torch'] = None; from guardianberry.convert import main; sys.exit(main(sys.argv[1:]))"
+    )
+    with pytest.raises(UnavailableError, match=r"ModuleNotFoundError: .*torch.* The way out"):
+        find_graph("own.pt", models, converter=(sys.executable, "-c", statement))
 
 
 def test_graph_converted_elsewhere_is_taken(exported: Path, models: Path) -> None:

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 MIN_RECALL = 0.98
 MIN_SIDE_PX = 2.0
+MIN_BOXES = 100  # fewer say nothing
 KMEANS_ROUNDS = 30
 EVOLUTION_ROUNDS = 1000
 
@@ -71,6 +72,8 @@ def fit(sizes: np.ndarray, *, count: int = 9, seed: int = 0) -> np.ndarray:
 
 def choose(sizes: np.ndarray) -> Anchors:
     """COCO's anchors where they fit, else fitted ones; logs the recall of both."""
+    if len(sizes) < MIN_BOXES:
+        return COCO_ANCHORS_PX
     fitted = fit(sizes)
     coco_recall, fitted_recall = best_possible_recall(sizes, COCO_ANCHORS_PX), best_possible_recall(sizes, fitted)
     log.info("best possible recall: COCO's anchors %.4f, fitted anchors %.4f", coco_recall, fitted_recall)

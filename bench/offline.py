@@ -1,0 +1,127 @@
+"""A video as the daemon gets it, without waiting for real time: encoded as the stand-in camera does, then decoded.
+
+Used by the benches and by tests/test_motion.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import detect_and_upload as script
+from bench.report import ROOT
+from guardianberry.detector import Detector
+from guardianberry.h264 import Decoder, Frame, Splitter
+from guardianberry.motion import MotionGate
+from guardianberry.recorder import Look, Recorder, Start
+from guardianberry.weights import find_graph
+
+sys.path.insert(0, str(ROOT / "demo"))
+
+from stand_in_camera.options import option_table, parse_options
+from stand_in_camera.source import EncodedVideo, VideoFile
+
+CLIPS = ROOT.parent / "shared" / "clips"
+SCENE = ROOT / "demo" / "scene.mp4"
+
+
+def encode(video: Path, *, frame_rate_fps: int, seconds: float | None = None) -> Iterator[bytes]:
+    """Access units of `video` at the script's size and bit rate, the picture letterboxed: what the camera would send.
+
+    `seconds` longer than the video play it in a loop; without, it plays once.
+    """
+    arguments = {
+        "--framerate": frame_rate_fps,
+        "--width": script.FRAME_WIDTH_PX,
+        "--height": script.FRAME_HEIGHT_PX,
+        "--intra": frame_rate_fps,
+        "--bitrate": script.BITRATE_BPS,
+    }
+    words = [str(word) for pair in arguments.items() for word in pair]
+    options = parse_options([*words, "--inline"], option_table("vc4"))
+    source = EncodedVideo(options, "vc4", VideoFile(str(video), "exit" if seconds is None else "loop", 0.0))
+    number = 0
+    while (seconds is None or number < seconds * frame_rate_fps) and (unit := source.unit(number)) is not None:
+        yield unit.data
+        number += 1
+
+
+def frames(video: Path, *, frame_rate_fps: int) -> Iterator[Frame]:
+    """Decoded frames; `arrival_s` is the time in the video."""
+    splitter, decoder = Splitter(), Decoder()
+    for number, data in enumerate(encode(video, frame_rate_fps=frame_rate_fps)):
+        for unit in splitter.feed(data, number / frame_rate_fps):
+            if (way := decoder.plan(-1, [unit], None)) and (frame := decoder.decode(way, -1)):
+                yield frame
+
+
+def detector(
+    *, input_width_px: int = script.DETECTOR_INPUT_WIDTH_PX, precision: str = "", threads: int = 1
+) -> Detector:
+    return Detector(
+        find_graph(script.WEIGHTS, ROOT / "models"),
+        frame_width_px=script.FRAME_WIDTH_PX,
+        frame_height_px=script.FRAME_HEIGHT_PX,
+        input_width_px=input_width_px,
+        conf_thres=script.CONF_THRES,
+        iou_thres=script.IOU_THRES,
+        max_det=script.MAX_DET,
+        precision=precision,
+        threads=threads,
+    )
+
+
+class Seen(NamedTuple):
+    """What one frame shows to the detector and to the gate; kept, so that many settings can be tried on it."""
+
+    time_s: float
+    confidences: list[float]
+    frame: Frame
+
+
+class Outcome(NamedTuple):
+    """What came of a video: when events started, and what it took."""
+
+    starts_s: list[float]  # when the recorder was sure
+    firsts_s: list[float]  # the first sighting of each event: the alert image
+    looks: int
+    frames: int
+
+
+def see(finder: Detector, video: Path, *, frame_rate_fps: int) -> list[Seen]:
+    return [
+        Seen(frame.arrival_s, [person.confidence for person in finder.find_people(frame.bgr)], frame)
+        for frame in frames(video, frame_rate_fps=frame_rate_fps)
+    ]
+
+
+def play(
+    seen: Iterable[Seen],
+    *,
+    gate: MotionGate | None,
+    min_gap_s: float = 0.0,
+    needed: int = script.DETECTIONS_TO_START,
+    window: int = script.DETECTION_WINDOW_LOOKS,
+) -> Outcome:
+    """The daemon's loop over a video, with the gate or (None) looking at every frame. A gap of 0 counts every start."""
+    recorder = Recorder(
+        max_recording_duration_s=script.MAX_RECORDING_DURATION_S,
+        min_gap_between_video_start_s=min_gap_s,
+        person_gone_after_s=script.PERSON_GONE_AFTER_S,
+        detections_to_start=needed,
+        detection_window_looks=window,
+    )
+    starts_s, firsts_s, looks, count = [], [], 0, 0
+    for time_s, confidences, frame in seen:
+        count += 1
+        attentive = recorder.suspects or recorder.recording
+        if gate is not None and not gate.needs_look(frame.luma(), time_s, attentive=attentive):
+            continue
+        looks += 1
+        action = recorder.step(Look(time_s, confidences), clip_start_s=time_s)
+        if isinstance(action, Start):
+            starts_s.append(time_s)
+            firsts_s.append(action.first.time_s)
+    return Outcome(starts_s, firsts_s, looks, count)

@@ -1,0 +1,516 @@
+"""`--check`: each line good and bad, on fake commands and folders, with the stand-in camera and a real S3 server."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guardianberry import check_machine, doctor
+from guardianberry.camera_program import RunningCamera
+from guardianberry.check_camera import CameraPlan, ModelPlan
+from guardianberry.findings import Finding
+from guardianberry.system import lock_folder
+from tests.daemon import ROOT
+from tests.faulty_proxy import Answer, FaultyProxy
+from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server, environment
+
+CAMERA = CameraPlan(640, 480, 10, 10, 2_000_000, "tcp://127.0.0.1:8888", 5)
+BUCKETS = {"images": "guardianberry.images", "videos": "guardianberry.videos"}
+NOT_ALLOWED = Answer(403, "AccessDenied")
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with a small network in it, ready for use."""
+    pytest.importorskip("torch")
+    from guardianberry import convert
+    from guardianberry.weights import find_graph
+    from tests.networks import network
+
+    models = tmp_path_factory.mktemp("models")
+    convert.export(network(nc=1), models / "tiny.xml", model_name="tiny.xml")
+    find_graph("tiny.xml", models)
+    return models
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with S3Server() as server:
+        server.create_bucket(*BUCKETS.values())
+        yield server
+
+
+@pytest.fixture
+def proxy(s3: S3Server) -> Iterator[FaultyProxy]:
+    """S3 as a camera's key meets it: asked for anything but PutObject it says no."""
+    with FaultyProxy(s3.port) as proxy:
+        proxy.answers = [NOT_ALLOWED]
+        yield proxy
+
+
+class Machine:
+    """A Raspberry Pi where all is well: its commands are scripts, its root is a folder."""
+
+    def __init__(self, folder: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.bin, self.home = folder / "root", folder / "bin", folder / "home"
+        self.program = folder / "home" / "guardianberry"
+        self.models, self.monkeypatch = models, monkeypatch
+        for path in (self.root / "etc/cron.d", self.root / "proc/device-tree", self.bin, self.program):
+            path.mkdir(parents=True)
+        (self.root / "proc/device-tree/model").write_bytes(b"Raspberry Pi 4 Model B Rev 1.4\0")
+        launcher = self.program / "launch.sh"
+        launcher.write_text("")
+        launcher.chmod(0o755)
+        self.command("vcgencmd", "echo throttled=0x0")
+        self.cron(f"PATH={ROOT / 'demo'}:/usr/bin:/bin\n@reboot {launcher} >> {self.home}/guardianberry.log 2>&1")
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("HOME", str(self.home))
+        monkeypatch.setenv(
+            "PATH", ":".join(map(str, (self.bin, Path(sys.executable).parent, ROOT / "demo", "/usr/bin", "/bin")))
+        )
+        monkeypatch.setattr(check_machine.os, "geteuid", lambda: self.user)
+        self.user = 1000
+        monkeypatch.setattr(check_machine.os, "getgroups", lambda: self.groups)
+        self.groups = [1000, 44]
+        monkeypatch.setattr(check_machine.grp, "getgrnam", lambda _: self.video)
+        self.video = check_machine.grp.struct_group(("video", "x", 44, ["berry"]))
+        monkeypatch.setattr(check_machine, "user_name", lambda number: "root" if number == 0 else "berry")
+        self.running: list[RunningCamera] = []
+        self.is_synchronised = True
+
+    def command(self, name: str, script: str) -> None:
+        path = self.bin / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+    def cron(self, table: str) -> None:
+        (self.bin / "crontab.txt").write_text(table + "\n")
+        self.command("crontab", f'[ "$1" = -l ] && cat {self.bin}/crontab.txt')
+
+    def use(self, url: str) -> None:
+        """Credentials that cron will have, too."""
+        lines = []
+        for name, value in environment(url).items():
+            if name not in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+                self.monkeypatch.setenv(name, value)
+                lines.append(f"{name}={value}\n")
+        (self.root / "etc/environment").write_text("".join(lines))
+        (self.root / "etc/environment").chmod(0o600)
+
+    def check(self, **changes: Any) -> tuple[int, str]:
+        page = io.StringIO()
+        arguments: dict[str, Any] = {
+            "camera": CAMERA,
+            "model": ModelPlan("tiny.xml", self.models, 320, 0.5, 0.45, 100),
+            "buckets": BUCKETS,
+            "server_side_encryption": "AES256",
+            "clock_is_synchronised": lambda: self.is_synchronised,
+            "clock_wait_s": 120,
+            "root": self.root,
+            "running": lambda: self.running,
+            "page": page,
+        }
+        code = doctor.check(self.program, **(arguments | changes))
+        return code, page.getvalue()
+
+    def check_way_out(self, *, upload: bool = False, buckets: dict[str, str] = BUCKETS) -> str:
+        """The part of the page on S3, for which no camera needs to be started."""
+        findings = doctor.check_way_out(buckets, "AES256", self.root, upload=upload)
+        return "".join(f"{finding}\n" for finding in findings)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, graph: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, graph, monkeypatch)
+
+
+def levels(page: str) -> dict[str, str]:
+    """Subject to the worst level on the page."""
+    found: dict[str, str] = {}
+    for level, subject in re.findall(r"^(ok|warn|FAIL) +(at boot|\S+)", page, re.MULTILINE):
+        worst = ("ok", "warn", "FAIL").index
+        found[subject] = max(level, found.get(subject, "ok"), key=worst)
+    return found
+
+
+def line(page: str, subject: str, level: str) -> str:
+    """The line's text with its advice, unwrapped."""
+    unwrapped = re.sub(r"\n {19} *", " ", page)
+    matches = [text for text in unwrapped.splitlines() if re.match(rf"{level} +{re.escape(subject)} ", text)]
+    assert len(matches) == 1, page
+    return matches[0]
+
+
+# All is well
+
+
+def test_a_machine_where_all_is_well(machine: Machine, proxy: FaultyProxy) -> None:
+    machine.use(proxy.url)
+    code, page = machine.check()
+    assert set(levels(page).values()) == {"ok"}, page
+    assert code == 0
+    assert "Raspberry Pi 4" in line(page, "machine", "ok")
+    assert re.search(r"v1\.13\.0; offers .*: neither of them", line(page, "program", "ok"))
+    assert re.search(r"first picture after \d+\.\d s, 640 x 480", line(page, "video", "ok"))
+    assert re.search(r"tiny\.xml, \d+ ms a frame", line(page, "model", "ok"))
+    assert "GuardianBerry works here." in page
+    assert len(page.splitlines()) < 40, "a page"
+
+
+def test_it_leaves_nothing_behind(machine: Machine, proxy: FaultyProxy, s3: S3Server) -> None:
+    machine.use(proxy.url)
+    before = sorted(machine.program.rglob("*"))
+    objects = [s3.keys(bucket) for bucket in BUCKETS.values()]
+    machine.check()
+    assert sorted(machine.program.rglob("*")) == before
+    assert [s3.keys(bucket) for bucket in BUCKETS.values()] == objects, "only --upload may write into a bucket"
+
+
+def test_no_credential_is_ever_shown(machine: Machine, proxy: FaultyProxy) -> None:
+    machine.use(proxy.url)
+    machine.monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://user:pass-in-url@127.0.0.1:{proxy.port}")
+    machine.monkeypatch.setenv("AWS_SESSION_TOKEN", "a-session-token")
+    _, page = machine.check(upload=True)
+    for secret in (ACCESS_KEY, SECRET_KEY, "a-session-token", "pass-in-url"):
+        assert secret not in page
+
+
+def test_with_upload_a_text_file_goes_into_each_bucket(machine: Machine, proxy: FaultyProxy, s3: S3Server) -> None:
+    machine.use(proxy.url)
+    before = {bucket: s3.keys(bucket) for bucket in BUCKETS.values()}
+    code, page = machine.check(upload=True)
+    assert code == 0, page
+    for subject, bucket in BUCKETS.items():
+        (key,) = s3.keys(bucket) - before[bucket]
+        assert re.fullmatch(r"[0-9a-f-]{36}\.txt", key)
+        assert key in line(page, subject, "ok")
+    assert "Nothing was uploaded" not in page
+
+
+# Camera
+
+
+def test_no_camera_program(machine: Machine, proxy: FaultyProxy) -> None:
+    machine.use(proxy.url)
+    machine.monkeypatch.setenv("PATH", f"{machine.bin}:/usr/bin:/bin")
+    if shutil.which("rpicam-vid") or shutil.which("libcamera-vid"):
+        pytest.skip("this machine has a camera program")
+    code, page = machine.check()
+    assert code == 1
+    said = line(page, "program", "FAIL")
+    assert "neither rpicam-vid nor libcamera-vid" in said
+    assert "sudo apt install rpicam-apps" in said
+    assert levels(page)["model"] == "ok"
+
+
+def test_no_camera(machine: Machine, proxy: FaultyProxy) -> None:
+    machine.use(proxy.url)
+    machine.monkeypatch.setenv("STAND_IN_FAULT", "no-camera")
+    code, page = machine.check()
+    assert code == 1
+    assert "ribbon cable" in line(page, "camera", "FAIL")
+
+
+def test_a_camera_without_a_picture(machine: Machine, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.use(proxy.url)
+    monkeypatch.setattr("guardianberry.check_camera.FRAME_LIMIT_S", 1.0)
+    machine.command(
+        "rpicam-vid",
+        'case "$*" in --list-cameras) echo "0 : imx708 [4608x2592] (/base/x)";; --*) echo v1.2.3;; *) echo "ERROR: ***'
+        ' no luck ***" >&2; exit 255;; esac',
+    )
+    code, page = machine.check()
+    assert code == 1
+    assert "imx708 [4608x2592]" in line(page, "camera", "ok")
+    assert re.search(r"no picture within 1 s: .*no luck", line(page, "video", "FAIL"))
+
+
+def test_the_camera_of_a_running_daemon_is_not_disturbed(machine: Machine, proxy: FaultyProxy) -> None:
+    machine.use(proxy.url)
+    log = machine.home / "camera.log"
+    machine.command("rpicam-vid", f'echo "$@" >> {log}; echo v1.2.3')
+    machine.running = [RunningCamera(4711, "rpicam-vid", None)]
+    lock = lock_folder(machine.program)
+    try:
+        code, page = machine.check()
+    finally:
+        os.close(lock)
+    assert code == 0, page
+    assert levels(page)["daemon"] == "ok"
+    assert "rpicam-vid (pid 4711) for the running daemon" in line(page, "camera", "ok")
+    assert set(log.read_text().splitlines()) == {"--version", "--help"}, "neither touches the camera"
+
+
+def test_a_running_daemon_without_a_camera(
+    machine: Machine, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.use(proxy.url)
+    monkeypatch.setattr("guardianberry.check_camera.DAEMON_START_LIMIT_S", 0.5)
+    lock = lock_folder(machine.program)
+    try:
+        code, page = machine.check()
+    finally:
+        os.close(lock)
+    assert code == 1
+    assert "no camera" in line(page, "camera", "FAIL")
+
+
+@pytest.mark.parametrize(("port", "level"), [(8888, "ok"), (9999, "warn"), (None, "warn")])
+def test_a_camera_that_another_program_uses(machine: Machine, proxy: FaultyProxy, port: int | None, level: str) -> None:
+    machine.use(proxy.url)
+    machine.running = [RunningCamera(4711, "rpicam-vid", port)]
+    code, page = machine.check()
+    assert code == 0
+    assert "pid 4711" in line(page, "camera", level)
+    assert "not disturbed" in line(page, "camera", level)
+    assert "video" not in levels(page)
+
+
+def test_a_camera_program_that_cron_does_not_find(machine: Machine, proxy: FaultyProxy) -> None:
+    machine.use(proxy.url)
+    machine.cron(f"@reboot {machine.program}/launch.sh")
+    code, page = machine.check()
+    assert code == 0
+    assert f"PATH={ROOT / 'demo'}:/usr/bin:/bin" in line(page, "program", "warn")
+
+
+# Model
+
+
+def test_weights_that_are_not_there(machine: Machine, proxy: FaultyProxy) -> None:
+    machine.use(proxy.url)
+    code, page = machine.check(model=ModelPlan("mine.pt", machine.models, 320, 0.5, 0.45, 100))
+    assert code == 1
+    assert "mine.pt is not in" in line(page, "model", "FAIL")
+
+
+def test_a_model_in_place_of_another_is_a_warning(
+    machine: Machine, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.use(proxy.url)
+    monkeypatch.setattr("guardianberry.weights.BUNDLED", "tiny.xml")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")  # no way to the release page
+    code, page = machine.check(model=ModelPlan("yolov5n.pt", machine.models, 320, 0.5, 0.45, 100))
+    assert code == 0
+    assert "tiny.xml" in line(page, "model", "warn")
+    assert "yolov5n.pt is missing" in line(page, "model", "warn")
+
+
+def test_a_daemon_that_is_still_converting_is_left_alone(machine: Machine, proxy: FaultyProxy, tmp_path: Path) -> None:
+    machine.use(proxy.url)
+    machine.running = [RunningCamera(4711, "rpicam-vid", None)]
+    lock = lock_folder(machine.program)
+    try:
+        _, page = machine.check(model=ModelPlan("new.xml", tmp_path, 320, 0.5, 0.45, 100))
+    finally:
+        os.close(lock)
+    assert "still preparing new.xml" in line(page, "model", "warn")
+    assert not (tmp_path / ".cache").exists()
+
+
+# Credentials and endpoint
+
+
+def test_no_credentials(machine: Machine) -> None:
+    page = machine.check_way_out()
+    assert "no AWS credentials" in line(page, "credentials", "FAIL")
+
+
+def test_plain_http_is_refused(machine: Machine) -> None:
+    machine.use("http://192.0.2.1:9000")
+    page = machine.check_way_out(upload=True)
+    assert "plain http" in line(page, "endpoint", "FAIL")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (Answer(403, "InvalidAccessKeyId"), "does not know these AWS credentials"),
+        (Answer(403, "SignatureDoesNotMatch"), "secret is wrong"),
+        (Answer(403, "RequestTimeTooSkewed"), "clock is more than 15 minutes off"),
+        (Answer(0), "connection"),
+    ],
+)
+def test_a_key_that_s3_refuses(machine: Machine, proxy: FaultyProxy, answer: Answer, said: str) -> None:
+    machine.use(proxy.url)
+    proxy.answers = []
+    proxy.answer = answer
+    page = machine.check_way_out()
+    assert said in line(page, "endpoint", "FAIL")
+
+
+def test_s3_that_cannot_be_reached(machine: Machine) -> None:
+    machine.use("http://127.0.0.1:1")
+    page = machine.check_way_out()
+    assert "cannot be reached" in line(page, "endpoint", "FAIL")
+
+
+def test_a_key_that_may_do_more_than_it_should(machine: Machine, s3: S3Server) -> None:
+    machine.use(s3.url)
+    page = machine.check_way_out()
+    assert "may list all buckets" in line(page, "endpoint", "warn")
+
+
+def test_a_bucket_that_refuses_the_canary(machine: Machine, proxy: FaultyProxy) -> None:
+    machine.use(proxy.url)
+    page = machine.check_way_out(upload=True, buckets={**BUCKETS, "videos": "not-there"})
+    assert levels(page)["images"] == "ok"
+    assert "bucket does not exist" in line(page, "videos", "FAIL")
+
+
+def test_a_key_that_everyone_may_read(machine: Machine, proxy: FaultyProxy) -> None:
+    machine.use(proxy.url)
+    (machine.root / "etc/environment").chmod(0o644)
+    page = machine.check_way_out()
+    assert "chmod 600 /etc/environment" in line(page, "credentials", "warn")
+
+
+def test_a_credentials_file_that_everyone_may_read(machine: Machine, proxy: FaultyProxy) -> None:
+    machine.use(proxy.url)
+    aws = machine.home / ".aws"
+    aws.mkdir()
+    (aws / "credentials").write_text("[default]\n")
+    (aws / "credentials").chmod(0o640)
+    page = machine.check_way_out()
+    assert f"chmod 600 {aws}/credentials" in line(page, "credentials", "warn")
+
+
+def test_a_key_of_this_shell_alone(machine: Machine, proxy: FaultyProxy) -> None:
+    machine.use(proxy.url)
+    system = machine.root / "etc/environment"
+    system.write_text(re.sub(r"AWS_SECRET_ACCESS_KEY=.*\n", "", system.read_text()))
+    page = machine.check_way_out()
+    assert "AWS_SECRET_ACCESS_KEY of this shell" in line(page, "credentials", "warn")
+
+
+# The machine
+
+
+@pytest.mark.parametrize(
+    ("bits", "said"),
+    [
+        ("0x1", "under-voltage now"),
+        ("0x50005", "under-voltage now, throttled now"),
+        ("0x80000", "too hot since the boot"),
+    ],
+)
+def test_a_weak_power_supply(machine: Machine, bits: str, said: str) -> None:
+    machine.command("vcgencmd", f"echo throttled={bits}")
+    (finding,) = check_machine.check_power()
+    assert finding.level == "warn"
+    assert said in finding.text
+
+
+def test_power_is_left_out_where_nobody_knows(machine: Machine) -> None:
+    machine.command("vcgencmd", "echo VCHI initialization failed; exit 255")
+    assert list(check_machine.check_power()) == []
+
+
+@pytest.mark.parametrize(
+    ("groups", "members", "said"),
+    [([1000], [], "usermod -aG video berry"), ([1000], ["berry"], "Log out and in")],
+)
+def test_a_user_outside_group_video(machine: Machine, groups: list[int], members: list[str], said: str) -> None:
+    machine.groups = groups
+    machine.video = check_machine.grp.struct_group(("video", "x", 44, members))
+    (finding,) = check_machine.check_user(machine.program)
+    assert finding.level == "warn"
+    assert said in finding.advice
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_root_leaves_no_files_in_the_folder_of_another(machine: Machine, tmp_path: Path) -> None:
+    machine.user = 0
+    os.chown(machine.program, 1000, 1000)
+    code, page = machine.check(model=ModelPlan("tiny.xml", tmp_path, 320, 0.5, 0.45, 100))
+    assert code == 1
+    assert "Run this as berry" in line(page, "user", "FAIL")
+    assert not (tmp_path / ".cache").exists()
+
+
+def test_wrong_constants_are_told_and_not_tried(machine: Machine) -> None:
+    code, page = machine.check(problems=["FRAME_RATE_FPS must be above 0"], camera=CAMERA._replace(frame_rate_fps=0))
+    assert code == 1
+    assert "FRAME_RATE_FPS must be above 0" in line(page, "settings", "FAIL")
+    assert "model" not in levels(page)
+
+
+def test_a_clock_that_nobody_has_set(machine: Machine, proxy: FaultyProxy) -> None:
+    machine.use(proxy.url)
+    machine.is_synchronised = False
+    code, page = machine.check()
+    assert code == 0
+    assert "timedatectl" in line(page, "clock", "warn")
+
+
+def test_a_folder_that_cannot_be_written_to(machine: Machine) -> None:
+    (machine.program / "images").write_text("a file, not a folder")
+    finding = check_machine.check_folder(machine.program / "images")
+    assert (finding.level, finding.subject) == ("FAIL", "images/")
+    assert "sudo chown -R berry" in finding.advice
+
+
+@pytest.mark.parametrize(("free", "level"), [(10**6, "FAIL"), (5 * 10**8, "warn"), (10**10, "ok")])
+def test_a_full_disk(machine: Machine, monkeypatch: pytest.MonkeyPatch, free: int, level: str) -> None:
+    (machine.program / "images").mkdir()
+    monkeypatch.setattr(check_machine.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free * 2, free, free))
+    assert check_machine.check_folder(machine.program / "images").level == level
+
+
+@pytest.mark.parametrize(
+    ("table", "level"),
+    [
+        ("@reboot {launcher} >> log 2>&1", "ok"),
+        ("@reboot  /bin/bash {launcher}", "ok"),
+        ("# @reboot {launcher}", "warn"),
+        ("@reboot {launcher}.old", "warn"),
+        ("@reboot /home/other/launch.sh", "warn"),
+        ("@daily {launcher}", "warn"),
+        ("", "warn"),
+    ],
+)
+def test_the_line_for_cron(machine: Machine, table: str, level: str) -> None:
+    launcher = machine.program / "launch.sh"
+    machine.cron(table.format(launcher=launcher))
+    finding = check_machine.check_start_at_boot(machine.program, machine.root)
+    assert finding.level == level
+    assert level == "ok" or f"@reboot {launcher} >> " in finding.advice
+
+
+def test_other_ways_to_start_at_boot(machine: Machine) -> None:
+    machine.cron("")
+    launcher = machine.program / "launch.sh"
+    (machine.root / "etc/cron.d/guardianberry").write_text(f"@reboot berry {launcher}\n")
+    assert check_machine.check_start_at_boot(machine.program, machine.root).level == "ok"
+    (machine.root / "etc/cron.d/guardianberry").unlink()
+    units = machine.root / "etc/systemd/system"
+    units.mkdir(parents=True)
+    (units / "guardianberry.service").write_text(f"[Service]\nExecStart={launcher}\n")
+    assert "guardianberry.service" in check_machine.check_start_at_boot(machine.program, machine.root).text
+    launcher.chmod(0o644)
+    assert "chmod +x" in check_machine.check_start_at_boot(machine.program, machine.root).advice
+
+
+# The page
+
+
+def test_lines_are_wrapped_but_commands_stay_in_one_piece() -> None:
+    command = "@reboot " + "/a/very/long/path " * 9
+    shown = str(Finding("warn", "at boot", "word " * 40, "advice " * 30 + "\n" + command))
+    *others, last = shown.splitlines()
+    assert last.strip() == command.strip()
+    assert all(len(text) <= 100 for text in others)
+    assert sum("->" in text for text in others) == 1
+    assert textwrap.dedent(shown).startswith("warn  at boot      word")

@@ -1,0 +1,168 @@
+"""The line of the day, the log lines themselves, and their rotation."""
+
+from __future__ import annotations
+
+import getpass
+import grp
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guardianberry.lanes import Pending
+from guardianberry.logs import JournalFormatter, LineFormatter, formatter
+from guardianberry.summary import DAY_S, DailySummary, Tally, summary
+from guardianberry.uploader import Counters
+from tests.daemon import ROOT
+
+EXAMPLE = ROOT / "docs" / "logrotate.example"
+LOGROTATE = shutil.which("logrotate", path="/usr/sbin:/sbin:" + os.defpath)
+
+
+class FakeUploads:
+    def __init__(self, now: Counters) -> None:
+        self.now = now
+
+    def counters(self) -> Counters:
+        return self.now
+
+    def pending(self) -> Pending:
+        return Pending(0, 0)
+
+
+# The line of the day
+
+
+def test_the_line_tells_the_day_not_the_total() -> None:
+    before = Tally(events=10, images=10, videos=8, failed_tries=3, relaunches=1, worst_alert_latency_s=1.2)
+    now = Tally(events=13, images=12, videos=9, failed_tries=4, relaunches=3, worst_alert_latency_s=2.34)
+    assert summary(before, now, Pending(1, 2), 12_345_678_901) == (
+        "the last 24 hours: 3 events; 2 images and 1 video uploaded, 1 and 2 waiting, 1 failed try; slowest alert 2.3 s"
+        " after its frame; camera relaunched 2 times; 12.3 GB free"
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "worst_s", "said"),
+    [(0, 0.0, "no alert;"), (2, 2.0, "no alert later than 2.0 s"), (2, 2.5, "slowest alert 2.5 s")],
+)
+def test_an_alert_of_another_day_is_not_told_as_todays(images: int, worst_s: float, said: str) -> None:
+    before = Tally(images=5, worst_alert_latency_s=min(worst_s, 2.0))
+    assert said in summary(before, Tally(images=5 + images, worst_alert_latency_s=worst_s), Pending(0, 0), None)
+
+
+def test_one_line_a_day_by_the_monotonic_clock(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    uploads = FakeUploads(Counters())
+    daily = DailySummary(tmp_path, uploads, now_s=1000.0)
+    for hour in range(24):
+        daily.pass_by(1000.0 + hour * 3600, events=hour, relaunches=0)
+    assert caplog.messages == []
+    uploads.now = Counters(images=4, videos=3)
+    daily.pass_by(1000.0 + DAY_S, events=5, relaunches=0)
+    daily.pass_by(1000.0 + DAY_S + 1, events=5, relaunches=0)
+    assert [text[:40] for text in caplog.messages] == ["the last 24 hours: 5 events; 4 images an"]
+    daily.pass_by(1000.0 + 2 * DAY_S, events=6, relaunches=0)
+    assert "1 event;" in caplog.messages[1]
+    daily.pass_by(1000.0 + 9.5 * DAY_S, events=6, relaunches=0)
+    daily.pass_by(1000.0 + 9.6 * DAY_S, events=6, relaunches=0)
+    assert len(caplog.messages) == 3, "a loop that was away for a week has one line to say, not seven"
+
+
+def test_a_disk_that_does_not_answer_costs_no_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    DailySummary(tmp_path / "gone", FakeUploads(Counters()), now_s=-DAY_S).pass_by(0, events=0, relaunches=0)
+    assert caplog.messages[0].endswith("unknown free")
+
+
+# The lines
+
+
+def entry(text: str, level: int = logging.INFO, exception: BaseException | None = None) -> logging.LogRecord:
+    info = (type(exception), exception, None) if exception else None
+    return logging.LogRecord("guardianberry", level, "", 0, "%s", (text,), info)
+
+
+@given(st.text(max_size=200))
+def test_a_message_cannot_forge_a_line(text: str) -> None:
+    first, *more = LineFormatter().format(entry(text)).splitlines()
+    assert re.match(r"\d{4}-\d\d-\d\d .* INFO    ", first)
+    assert all(line.startswith("    | ") for line in more)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "".join([first, *more]))
+
+
+def test_a_traceback_cannot_forge_a_line() -> None:
+    shown = LineFormatter().format(entry("it broke", logging.ERROR, OSError("x\n2026-01-01 00:00:00,000 INFO    fine")))
+    assert shown.splitlines()[-1] == "    | 2026-01-01 00:00:00,000 INFO    fine"
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"), [("DEBUG", 7), ("INFO", 6), ("WARNING", 4), ("ERROR", 3), ("CRITICAL", 2)]
+)
+def test_lines_for_the_journal_carry_their_priority(level: str, priority: int) -> None:
+    shown = JournalFormatter().format(entry("one\ntwo", getattr(logging, level)))
+    assert shown == f"<{priority}>one\n<{priority}>    | two"
+
+
+def test_the_journal_is_known_by_its_socket(tmp_path: Path) -> None:
+    with (tmp_path / "journal").open("w") as file:
+        status = os.fstat(file.fileno())
+        named = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        assert isinstance(formatter(file.fileno(), named), JournalFormatter)
+        other = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino + 1}"}  # inherited, stderr led elsewhere since
+        for environment in (other, {}):
+            assert not isinstance(formatter(file.fileno(), environment), JournalFormatter)
+
+
+# Rotation
+
+
+def test_the_example_suits_the_line_for_cron() -> None:
+    """launch.sh's own comment says where cron's line puts the log."""
+    launcher = (ROOT / "launch.sh").read_text(encoding="utf-8")
+    path = re.search(r"^(/\S+) \{", EXAMPLE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert path is not None
+    assert f">> {path[1]} 2>&1" in launcher
+
+
+@pytest.mark.skipif(LOGROTATE is None, reason="needs the command logrotate")
+def test_rotation_loses_no_line_of_a_writer_that_goes_on(tmp_path: Path) -> None:
+    assert LOGROTATE is not None
+    log, rules = tmp_path / "guardianberry.log", tmp_path / "rules"
+    me, group = getpass.getuser(), grp.getgrgid(os.getgid()).gr_name
+    text = EXAMPLE.read_text(encoding="utf-8").replace("/home/pi/guardianberry.log", str(log))
+    rules.write_text(text.replace("su pi pi", f"su {me} {group}"))
+    rules.chmod(0o644)
+    tmp_path.chmod(0o700)
+    writer = subprocess.Popen(
+        ["/bin/sh", "-c", f"'{sys.executable}' -uc 'while input(): print(1)' >> '{log}'"], stdin=subprocess.PIPE
+    )
+    assert writer.stdin is not None
+    try:
+        for count in (1, 2):
+            writer.stdin.write(b"go\n" * 50)
+            writer.stdin.flush()
+            while not log.exists() or log.stat().st_size < 100:
+                assert writer.poll() is None
+            for options in (["-d"], ["-f"]):
+                answer = subprocess.run(
+                    [LOGROTATE, *options, "-s", str(tmp_path / "state"), str(rules)],
+                    capture_output=True,
+                    text=True,
+                    timeout=30,
+                    check=False,
+                )
+                assert answer.returncode == 0, answer.stderr
+                assert "error" not in answer.stderr.lower()
+            assert log.stat().st_size == 0, "emptied, so the writer's next line is its first, not behind a hole"
+            assert (tmp_path / f"guardianberry.log.{count}.gz").exists()
+    finally:
+        writer.stdin.close()
+        writer.wait(10)
