@@ -43,8 +43,8 @@ MAX_DET = 1000  # people in one frame; a bound, not a setting
 DETECTOR_INPUT_WIDTH_PX = 416  # 640 costs 2.3 times as much, sees 1.5 times as far, and takes some cars for people
 
 # ---- Camera
-FRAME_WIDTH_PX = 640
-FRAME_HEIGHT_PX = 480
+FRAME_WIDTH_PX = 640  # what is recorded; more costs bytes and decoding, the detector's input stays the same
+FRAME_HEIGHT_PX = 480  # 4:3 is the sensor's own shape; 16:9 cuts off above and below
 FRAME_RATE_FPS = 10  # enough to see what a person does; each frame more costs detection time and bytes
 KEY_FRAME_INTERVAL_FRAMES = FRAME_RATE_FPS  # a key frame a second: clips can begin only there
 BITRATE_BPS = 2_000_000  # 5 MB a clip; VC4's own default of 10 Mbit/s would be 25 MB
@@ -52,8 +52,8 @@ CAMERA_STALL_S = 5  # without a byte: the camera hangs (rpicam-vid never gives u
 STREAM_URL = "tcp://127.0.0.1:8888"  # a stream started by hand is read from here; nothing ever listens here itself
 
 # ---- Files and buckets
-VIDEOS_BUCKET = "guardianberry.videos"
-IMAGES_BUCKET = "guardianberry.images"
+VIDEOS_BUCKET = "guardianberry.videos"  # names are unique in all of AWS: put yours here
+IMAGES_BUCKET = "guardianberry.images"  # never the same one: alerts hang on each new object here
 SERVER_SIDE_ENCRYPTION = "AES256"  # None for S3 servers that know no encryption
 JPEG_QUALITY = 85  # 0 to 100; 50 to 80 kB a picture, so that it is through a 300 kbit/s uplink in 2 s
 

@@ -120,7 +120,10 @@ class Tally:
             ("kill -9", str(len(self.kills))),
             *((f"... found it {what}", str(count)) for what, count in found.most_common()),
             ("events whose first detection was logged", str(self.events)),
-            ("images in the bucket", f"{self.images}, of these {self.unlogged_images} of an event killed before its line"),
+            (
+                "images in the bucket",
+                f"{self.images}, of these {self.unlogged_images} of an event killed before its line",
+            ),
             ("clips in the bucket", f"{self.clips}, of these {self.unlogged_clips} of an event killed before its line"),
             ("clips that were being written at a kill", str(self.clips_killed)),
             ("video lost before the kill: median", lost),
@@ -151,7 +154,7 @@ class Lane:
         env |= {"STAND_IN_H264": str(footage), "STAND_IN_LOG": str(folder / "camera.jsonl")}
         env |= {"STAND_IN_CONTROL": str(self._control)}
         self.daemon = Daemon(folder, models, env=env, **CONSTANTS, **self._buckets)
-        self._log_start = 0
+        self._log_start = self._camera_log_start = 0
 
     # Killing
 
@@ -171,6 +174,7 @@ class Lane:
 
     def _start(self) -> None:
         self._log_start = len(self.daemon.log)
+        self._camera_log_start = self._camera_log_bytes()
         self._proxy.replies_to_lose = self.random.choice((0, 0, 1))
         self.daemon.start()
 
@@ -178,6 +182,10 @@ class Lane:
     def _log(self) -> str:
         """Of this run of the daemon."""
         return self.daemon.log[self._log_start :]
+
+    def _camera_log_bytes(self) -> int:
+        path = self.folder / "camera.jsonl"
+        return path.stat().st_size if path.exists() else 0
 
     def _names(self, folder: str, prefix: str) -> set[str]:
         path = self.folder / folder
@@ -223,7 +231,7 @@ class Lane:
         finished = "clip finished" in self._log.rpartition("recording stopped")[2]
         clips = [name for name in self._names("videos", ".open-") if labels and f"-{labels[-1]}-" in name]
         found = {
-            "starting": "camera: video from" not in self._log,
+            "starting": self._camera_log_bytes() == self._camera_log_start,
             "writing the image": bool(self._names("images", ".part-")),
             "finishing a clip killed before": bool(self._names("videos", ".part-.open-")),
             "recording": bool(clips) and not stopped,
@@ -237,7 +245,7 @@ class Lane:
     def _orphans(self) -> int:
         """Cameras of this lane that are still there two seconds later."""
         give_up_s = time.monotonic() + 2
-        while left := [camera for camera in cameras_in(self.folder / "bin")]:
+        while left := list(cameras_in(self.folder / "bin")):
             if time.monotonic() > give_up_s:
                 for camera in left:
                     camera.kill()
@@ -275,8 +283,7 @@ class Lane:
         tally.wrong += [f"event {label} has no clip" for label in labels if label not in clips]
         tally.wrong += [f"clip {label} has no image" for label in clips if label not in images]
         tally.wrong += [
-            f"image {label} has no event and no kill"
-            for label in list(images.keys() - labels)[len(tally.kills) :]
+            f"image {label} has no event and no kill" for label in list(images.keys() - labels)[len(tally.kills) :]
         ]
         for label, clip in clips.items():
             self._judge_clip(label, clip, pictures, sent)
@@ -321,7 +328,8 @@ class Lane:
         last = [
             entry
             for entry in sent
-            if entry["source_s"] == shown[-1] and 0 <= kill.at_s - entry["monotonic_s"] < len(shown) / FRAME_RATE_FPS + 5
+            if entry["source_s"] == shown[-1]
+            and 0 <= kill.at_s - entry["monotonic_s"] < len(shown) / FRAME_RATE_FPS + 5
         ]
         if not last:
             self.tally.wrong.append(f"clip {label}: its last picture was not sent before the kill")

@@ -25,9 +25,13 @@ def draw_people(frame_bgr: np.ndarray, people: Sequence[Person]) -> np.ndarray:
         cv2.rectangle(picture, (x1, y1), (x2, y2), _BOX_COLOUR_BGR, 2)
         label = f"Person {round(100 * person.confidence)} %"
         (text_width, text_height), _ = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
-        top = max(y1, text_height + 6)  # a head at the upper edge keeps its label inside the picture
-        cv2.rectangle(picture, (x1, top - text_height - 6), (x1 + text_width + 4, top), _BOX_COLOUR_BGR, cv2.FILLED)
-        cv2.putText(picture, label, (x1 + 2, top - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _TEXT_COLOUR_BGR, 1, cv2.LINE_AA)
+        # Who is cut off by the picture's edge keeps the label inside.
+        top = max(y1, text_height + 6)
+        left = max(0, min(x1, picture.shape[1] - text_width - 4))
+        cv2.rectangle(picture, (left, top - text_height - 6), (left + text_width + 4, top), _BOX_COLOUR_BGR, cv2.FILLED)
+        cv2.putText(
+            picture, label, (left + 2, top - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _TEXT_COLOUR_BGR, 1, cv2.LINE_AA
+        )
     return picture
 
 

@@ -21,6 +21,13 @@ def test_people_are_boxed_on_a_copy():
     assert (picture[:20, 4:60] != 90).any(), "a person at the upper edge has no label"
 
 
+def test_a_label_at_the_right_edge_can_be_read_whole():
+    inside = draw_people(FRAME, [Person(400.0, 200.0, 440.0, 300.0, 0.37)])
+    at_the_edge = draw_people(FRAME, [Person(620.0, 200.0, 639.0, 300.0, 0.37)])
+    white = [(picture[180:200] > 200).all(axis=2).sum() for picture in (inside, at_the_edge)]
+    assert white[0] == white[1] > 50
+
+
 def test_the_file_is_a_jpeg_of_the_frame(tmp_path):
     path = tmp_path / "1-2-3-4.jpg"
     save_alert_image(path, FRAME, PEOPLE, jpeg_quality=85)

@@ -275,15 +275,32 @@ def test_two_sweeps_at_once_make_one_object_of_each_file(
     assert warnings(caplog) == []
 
 
-def test_alert_and_sweep_do_not_upload_the_same_file_twice(rig: Rig, s3: S3Server) -> None:
+def test_the_sweep_keeps_its_hands_off_an_alert_that_is_under_way(
+    rig: Rig, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where it waits for the alert no longer."""
+    monkeypatch.setattr("guardianberry.lanes._TRICKLE_S", 0.01)
     with FaultyProxy(s3.port) as proxy:
-        proxy.delay_s = 0.2
+        proxy.delay_s = 0.5
         rig.use(proxy.url)
         uploader = rig.start()
         path = rig.add_image(1_700_000_000)
         for _ in range(4):
             uploader.offer_alert(path, time.monotonic())
             uploader.sweep_soon()
+        rig.wait_until_empty()
+        assert proxy.connections == 1
+    assert uploader.counters().images == 1
+
+
+def test_an_alert_that_the_sweep_has_begun_is_not_sent_twice(rig: Rig, s3: S3Server) -> None:
+    path = rig.add_image(1_700_000_000)
+    with FaultyProxy(s3.port) as proxy:
+        proxy.delay_s = 0.5
+        rig.use(proxy.url)
+        uploader = rig.start()
+        wait_until(lambda: proxy.connections, "the sweep does not start")
+        uploader.offer_alert(path, time.monotonic())
         rig.wait_until_empty()
         assert proxy.connections == 1
     assert uploader.counters().images == 1
@@ -322,9 +339,11 @@ def test_a_file_that_grows_during_its_upload_is_not_deleted(rig: Rig, s3: S3Serv
     assert grown in {stored.body for stored in s3.objects(rig.videos_bucket)}
 
 
+@pytest.mark.parametrize("attempts", [1, 2])
 def test_a_file_that_shrinks_during_its_upload_is_left(
-    rig: Rig, s3: S3Server, caplog: pytest.LogCaptureFixture
+    rig: Rig, s3: S3Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, attempts: int
 ) -> None:
+    monkeypatch.setattr("guardianberry.s3._ATTEMPTS", attempts)  # botocore meets the error in other places
     path = rig.add_video(1_700_000_000, mp4(400_000))
     good = rig.add_video(1_700_000_001)
     with FaultyProxy(s3.port) as proxy:
@@ -354,6 +373,15 @@ def test_names_that_are_no_events_are_never_waiting(
     waiting, odd = list_waiting(image_kind(folder, "bucket"))
     assert waiting == []
     assert sorted(odd) == sorted(name for name in os.listdir(folder) if not name.startswith("."))
+
+
+def test_a_video_among_the_images_is_not_taken_for_one(tmp_path: Path) -> None:
+    (tmp_path / "1-2-3-4-5-6-7.mp4").touch()
+    (tmp_path / "1-2-3-4.jpg").touch()
+    for kind, own in ((image_kind(tmp_path, "b"), "1-2-3-4.jpg"), (video_kind(tmp_path, "b"), "1-2-3-4-5-6-7.mp4")):
+        waiting, odd = list_waiting(kind)
+        assert [each.file_name for each in waiting] == [own]
+        assert len(odd) == 1
 
 
 def odd_names(count: int) -> list[bytes]:
