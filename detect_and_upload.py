@@ -57,7 +57,8 @@ IMAGES_BUCKET = "guardianberry.images"  # never the same one: alerts hang on eac
 SERVER_SIDE_ENCRYPTION = "AES256"  # None for S3 servers that know no encryption
 JPEG_QUALITY = 85  # 0 to 100; 50 to 80 kB a picture, so that it is through a 300 kbit/s uplink in 2 s
 
-# ---- Clock and watchdog
+# ---- Disk, clock and watchdog
+MIN_FREE_DISK_BYTES = 500_000_000  # below it the oldest videos go, un-uploaded; a full SD card breaks the whole system
 CLOCK_WAIT_S = 120  # after the boot; events wait this long for NTP to set the clock, then take it as it is
 CLOCK_SYNC_FILE = ""  # a file whose existence says that the clock is set; empty: ask systemd-timesyncd or the kernel
 LOOP_TICK_S = 0.5  # the loop comes round this often even without a frame
@@ -76,6 +77,7 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
     from guardianberry.camera import Camera
     from guardianberry.clock import Clock, marker_exists, system_clock_is_synchronised
     from guardianberry.detector import Detector
+    from guardianberry.disk import Disk
     from guardianberry.events import EventFiles
     from guardianberry.recorder import Look, Recorder, Start, Stop
     from guardianberry.system import get_rpi_serial_number
@@ -109,10 +111,17 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
         },
         may_upload=clock.is_set,
     )
+    disk = Disk(
+        folder=folder,
+        images_folder=folder / "images",
+        videos_folder=folder / "videos",
+        min_free_bytes=MIN_FREE_DISK_BYTES,
+    )
     events = EventFiles(
         images_folder=folder / "images",
         videos_folder=folder / "videos",
         clock=clock,
+        disk=disk,
         uploads=uploader,
         max_recording_duration_s=MAX_RECORDING_DURATION_S,
         frame_rate_fps=FRAME_RATE_FPS,
@@ -140,12 +149,13 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
     uploader.start()
     last_number = -1
     while not stop.is_set():
-        # Check health: the loop's own, the camera's, the clip's (is there still video for it?), the clock's
+        # Check health: the loop's own, the camera's, the clip's (is there still video for it?), the clock's, the disk's
         faulthandler.dump_traceback_later(LOOP_STALL_S, exit=True)
         camera.check_and_launch_libcamera()
         if (reason := events.clip_end_reason) and (stopped := recorder.lost(clock.monotonic(), reason)):
             events.stop(stopped)
         events.release_held()
+        disk.make_room()
 
         # Wait: for a frame that has not been looked at yet
         frame = camera.newest_frame(timeout_s=LOOP_TICK_S, after_number=last_number, stop=stop)
@@ -215,6 +225,7 @@ def check_constants() -> list[str]:
         (LOOP_STALL_S >= 10, "LOOP_STALL_S must be at least 10 s: restarting a camera takes 3 s of the loop"),
         (LOOP_TICK_S <= 1, "LOOP_TICK_S must be at most 1 s, or SIGTERM is heard too late"),
         (VIDEOS_BUCKET != IMAGES_BUCKET, "VIDEOS_BUCKET and IMAGES_BUCKET must differ: alerts hang on the images"),
+        (MIN_FREE_DISK_BYTES >= 0, "MIN_FREE_DISK_BYTES must not be negative"),
         (1 <= JPEG_QUALITY <= 100, "JPEG_QUALITY must lie between 1 and 100"),
     )
     return [advice for holds, advice in rules if not holds]

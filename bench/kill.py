@@ -298,7 +298,8 @@ class Lane:
         return found
 
     def _sent(self) -> list[dict[str, Any]]:
-        lines = (self.folder / "camera.jsonl").read_text(encoding="utf-8").splitlines()
+        path = self.folder / "camera.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         return [entry for entry in map(json.loads, lines) if "number" in entry]
 
     def _judge_clip(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,12 +19,13 @@ SET_ASIDE_S = 3600.0
 class Backlog:
     """Both folders as one queue. All it remembers is about this run; the queue itself is the disk.
 
-    `queue` and `unreadable` are for the sweep's thread alone, the rest for any.
+    `queue`, `jump` and `unreadable` are for the sweep's thread alone, the rest for any.
     """
 
     def __init__(self, images: Kind, videos: Kind, clock: Callable[[], float]) -> None:
         self._images, self._videos, self._clock = images, videos, clock
         self._odd: set[tuple[str, str]] = set()
+        self._jumps = False
         self.unreadable: set[str] = set()  # kinds whose folder could not be read the last time
         self._lock = threading.Lock()  # guards what follows
         self._failures: dict[Path, int] = {}
@@ -42,25 +44,30 @@ class Backlog:
         new = True
         while new:
             wake.clear()
-            new = False
-            for waiting in self._in_order():
+            new, order = False, self._in_order()
+            kind = order[0].kind if order else None
+            while order and not new:
+                waiting = order.pop(self._index_of_next(order, kind))
                 if waiting.path in offered or waiting.kind in closed:
                     continue
+                kind = waiting.kind
                 offered.add(waiting.path)
                 yield waiting
-                if wake.is_set():
-                    new = True
-                    break
+                new = wake.is_set()
 
-    def failed(self, waiting: Waiting) -> None:
-        """Take it after those of its kind that did not fail, so that no file stands in the way of the others."""
+    def _index_of_next(self, order: list[Waiting], kind: Kind | None) -> int:
+        jumps, self._jumps = self._jumps, False
+        same_kind = [index for index, waiting in enumerate(order) if waiting.kind is kind] if jumps else []
+        return random.choice(same_kind) if same_kind else 0
+
+    def jump(self) -> None:
+        """Let `queue` go on with any file of the kind it is at, to see whether it fares better than those before it."""
+        self._jumps = True
+
+    def blame(self, waiting: Waiting) -> None:
+        """It failed while others did not: it comes after those of its kind, so as not to stand in their way."""
         with self._lock:
             self._failures[waiting.path] = self._failures.get(waiting.path, 0) + 1
-
-    def forgive(self) -> None:
-        """It was not the files' fault: the order is by age again."""
-        with self._lock:
-            self._failures.clear()
 
     def set_aside(self, waiting: Waiting, reason: str) -> None:
         """Leave it alone for an hour."""

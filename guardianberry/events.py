@@ -9,6 +9,7 @@ from typing import Protocol
 from guardianberry.alert import save_alert_image
 from guardianberry.clip import ClipWriter, Tap, recover_clips, remove_parts
 from guardianberry.clock import Clock
+from guardianberry.disk import Disk
 from guardianberry.filenames import ImageName, VideoName, free_path
 from guardianberry.mp4 import WRITE_ERRORS
 from guardianberry.recorder import EventFacts, Look, Stop
@@ -35,6 +36,7 @@ class EventFiles:
         images_folder: Path,
         videos_folder: Path,
         clock: Clock,
+        disk: Disk,
         uploads: Uploads,
         max_recording_duration_s: float,
         frame_rate_fps: float,
@@ -43,6 +45,7 @@ class EventFiles:
         self._images_folder = images_folder
         self._videos_folder = videos_folder
         self._clock = clock
+        self._disk = disk
         self._uploads = uploads
         self._max_recording_duration_s = max_recording_duration_s
         self._frame_rate_fps = frame_rate_fps
@@ -60,7 +63,10 @@ class EventFiles:
     def recover(self) -> None:
         """Finish what an earlier run left open. Call once, before the first event."""
         for folder in (self._images_folder, self._videos_folder):
-            remove_parts(folder)
+            try:
+                remove_parts(folder)
+            except OSError as error:
+                log.warning("%s cannot be written to (%s); make it writable for this user", folder, error)
         recover_clips(
             self._videos_folder,
             max_duration_s=self._max_recording_duration_s,
@@ -122,14 +128,18 @@ class EventFiles:
         path = free_path(self._images_folder, name)
         if held:
             path = self._images_folder / self._clock.hold(name, first.time_s)
+        saved = self._try_to_save(path, first) or (self._disk.give_up_reserve() and self._try_to_save(path, first))
+        if saved and not held:
+            self._uploads.offer_alert(path, first.time_s)
+        return path if saved else None
+
+    def _try_to_save(self, path: Path, first: Look) -> bool:
         try:
             save_alert_image(path, first.frame.bgr, first.people, jpeg_quality=self._jpeg_quality)
         except OSError as error:
             log.warning("alert image: cannot write %s (%s)", path, error)
-            return None
-        if not held:
-            self._uploads.offer_alert(path, first.time_s)
-        return path
+            return False
+        return True
 
     def _begin_clip(self, name: VideoName, tap: Tap, *, held_since_s: float | None) -> None:
         def final_name(name: VideoName) -> str:

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from guardianberry.convert import file_sha256
@@ -45,6 +45,15 @@ def fetch(
         raise FetchError(download.error)
 
 
+class _StayEncrypted(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, which GitHub needs, but not from https to anything else."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if urlsplit(newurl).scheme != urlsplit(req.full_url).scheme:
+            raise OSError(f"redirected to {newurl}: refused")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 class _Download(threading.Thread):
     """A thread, because name look-ups obey no time-out; given up on, it ends some time later and leaves no trace."""
 
@@ -74,9 +83,7 @@ class _Download(threading.Thread):
 
     def _receive(self, file: BinaryIO) -> None:
         request = urllib.request.Request(self._url, headers={"User-Agent": "guardianberry"})
-        with urllib.request.urlopen(request, timeout=self._silence_limit_s) as response:
-            if urlsplit(response.url).scheme != urlsplit(self._url).scheme:
-                raise OSError(f"redirected to {response.url}: refused")
+        with urllib.request.build_opener(_StayEncrypted).open(request, timeout=self._silence_limit_s) as response:
             received_bytes = 0
             while not self.given_up and (chunk := response.read1(CHUNK_BYTES)):
                 self.last_byte_s = time.monotonic()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 _DEVICE_TREE_SERIAL = Path("sys/firmware/devicetree/base/serial-number")
 _CPUINFO = Path("proc/cpuinfo")
@@ -30,10 +33,16 @@ def get_rpi_serial_number(root: Path = Path("/")) -> str:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make the folder where it is missing, and closed to everyone else on the machine."""
+    """Make the folder where it is missing, and closed to everyone else on the machine.
+
+    Raises OSError where it cannot be made. One that is there but cannot be changed is used as it is, with a warning.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_mode & 0o077:
-        folder.chmod(0o700)
+        try:
+            folder.chmod(0o700)
+        except OSError as error:
+            log.warning("%s is open to other users and cannot be closed (%s)", folder, error.strerror)
 
 
 def lock_folder(folder: Path) -> int:

@@ -40,7 +40,7 @@ _CLOCK_PAUSE_S = 1.0  # between two looks at `may_upload`
 _LEAST_PAUSE_S = 0.5  # after a sweep that failed, however often another one is asked for
 _ALERT_PAUSES_S = (0.0, 1.0, 3.0)  # before each try of an alert; after the last one it is the sweep's
 _MOST_ALERT_THREADS = 8
-_FAILURES_IN_A_ROW = 3  # of single files; as many, and the rest of their kind waits for the next sweep
+_MOST_SUSPECTS = 3  # failures in a row; if any other file of their kind fails too, S3 is at fault and not they
 _MOST_ARRIVALS = 1000
 
 
@@ -194,27 +194,32 @@ class Uploader:
 
     def _sweep(self) -> float:
         """Offer every waiting file to S3 once; how long to wait for the next sweep."""
-        failed, in_a_row = False, 0
+        failed = False
         closed: set[Kind] = set()
+        suspects: list[Waiting] = []  # failed one after the other; whether they or S3 are at fault is open
         for waiting in self._backlog.queue(closed, self._wake):
             if not self._may_upload():
                 return _CLOCK_PAUSE_S
             self._gate.wait_for_alerts()
+            if suspects and suspects[-1].kind is not waiting.kind:
+                suspects = []
             try:
                 if self._send(waiting, before_block=self._gate.wait_for_alerts):
-                    in_a_row = 0
+                    for suspect in suspects:
+                        self._backlog.blame(suspect)
+                    suspects = []
             except RefusedError as refused:
                 scope = refused.cause.scope
-                in_a_row += 1
+                suspects.append(waiting)
                 failed = failed or scope is not Scope.FILE_FOR_LONG
                 if scope is Scope.EVERYTHING:
-                    self._backlog.forgive()
                     break
-                if scope is Scope.BUCKET or in_a_row == _FAILURES_IN_A_ROW:
+                if scope is Scope.BUCKET or len(suspects) > _MOST_SUSPECTS:
                     self._troubles.nothing_goes(waiting.kind)
-                    self._backlog.forgive()
                     closed.add(waiting.kind)
-                    failed, in_a_row = True, 0
+                    failed = True
+                elif len(suspects) == _MOST_SUSPECTS:
+                    self._backlog.jump()
         if failed or self._backlog.unreadable:
             return self._backoff.next_pause_s()
         self._backoff.reset()
@@ -336,6 +341,4 @@ class Uploader:
         if scope is Scope.FILE_FOR_LONG:
             self._backlog.set_aside(waiting, str(refused))
             return
-        if scope is Scope.FILE:
-            self._backlog.failed(waiting)
         self._troubles.refused(waiting.kind, refused)

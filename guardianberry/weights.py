@@ -180,7 +180,9 @@ def _convert(source: Path, xml: Path, job: _Job) -> None:
     root = Path(__file__).resolve().parent.parent
     command = [*job.converter, str(source.absolute()), str(xml.absolute())]
     with tempfile.TemporaryFile() as output:
-        child = subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        child = subprocess.Popen(
+            command, cwd=root, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
         ending = _wait(child, job)
         output.seek(0)
         lines = output.read().decode(errors="replace").strip().splitlines() or [""]

@@ -20,10 +20,16 @@ SCENE = ROOT / "demo" / "scene.mp4"
 STAND_IN_PATH = os.pathsep.join([str(Path(sys.executable).parent), str(ROOT / "demo"), "/usr/bin", "/bin"])
 
 
-def install(folder: Path, **constants: object) -> Path:
-    """Put the program into `folder`, with these constants at the top of the script changed; the script's path."""
+def install(folder: Path, *, heed_others: bool = False, **constants: object) -> Path:
+    """Put the program into `folder`, with these constants at the top of the script changed; the script's path.
+
+    On one machine there is one camera, and a daemon waits while another program has it. Tests run side by side, each
+    with a camera of its own, so that is left out unless `heed_others` asks for it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     script = (ROOT / "detect_and_upload.py").read_text(encoding="utf-8")
+    assert "heed_others=not demo" in script
+    script = script.replace("heed_others=not demo", f"heed_others={heed_others}")
     for name, value in constants.items():
         script, changed = re.subn(
             rf"^{name} = .*$", lambda _, n=name, v=value: f"{n} = {v!r}", script, flags=re.MULTILINE
@@ -60,10 +66,11 @@ class Daemon:
         env: dict[str, str] | None = None,
         arguments: tuple[str, ...] = (),
         prefix: tuple[str, ...] = (),
+        heed_others: bool = False,
         **constants: object,
     ) -> None:
         self.folder = folder
-        self.script = install(folder, **constants)
+        self.script = install(folder, heed_others=heed_others, **constants)
         if not (folder / "models").exists():
             (folder / "models").symlink_to(models)
         self.log_path = folder / "daemon.log"

@@ -421,7 +421,7 @@ def test_stop_ends_the_camera_within_three_seconds_whatever_it_does(bench, manne
         "obedient": FOREVER,
         "deaf": f"deaf()\n{FOREVER}",
         "gone": "play(15); sys.exit(0)",
-        "wrapper": f"deaf()\nif os.fork(): os.wait()\n{FOREVER}",
+        "wrapper": "deaf()\nif os.fork(): os.wait()\nplay(15); hang()",
     }[manner]
     bench.program(body)
     bench.use()

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from guardianberry.detector import Detector, Head, Letterbox, OpenVinoRuntime, Person, score_table, suppress
@@ -297,6 +297,7 @@ sides = st.integers(1, 2000)
 
 
 @given(height=sides, width=sides, long_side=st.integers(32, 1280))
+@example(height=1, width=2000, long_side=320)
 @settings(deadline=None, max_examples=200)
 def test_letterbox_geometry(height: int, width: int, long_side: int) -> None:
     box = Letterbox(height, width, long_side)

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from tests.faulty_proxy import Answer, FaultyProxy
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
-from tests.upload_rig import Rig, lines, mp4, wait_until, warnings
+from tests.upload_rig import Rig, lines, mp4, quick_pause, wait_until, warnings
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +175,8 @@ def test_a_file_that_s3_refuses_is_set_aside_and_the_others_go_on(
 def test_a_file_that_always_fails_does_not_hold_the_others_up(
     rig: Rig, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture, answer: Answer
 ) -> None:
-    """Three of them, at the head of the queue: as many as make a server suspect."""
-    poison = [rig.add_image(1_600_000_000 + number) for number in range(3)]
+    """Three of each kind, at the head of the queue: as many as make a server suspect."""
+    poison = [add(1_600_000_000 + number) for number in range(3) for add in (rig.add_image, rig.add_video)]
     proxy.refused_text, proxy.refusal = b"recording_start_time: 160000000", answer
     for number in range(5):
         rig.add_image(1_700_000_000 + number)
@@ -187,12 +188,37 @@ def test_a_file_that_always_fails_does_not_hold_the_others_up(
     assert len(warnings(caplog)) == 1
 
 
+def test_after_an_outage_the_order_is_the_usual_one(
+    rig: Rig, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What failed meanwhile is not to blame for it."""
+    starts = [1_700_000_000 + number for number in range(8)]
+    for start in starts:
+        rig.add_image(start)
+        rig.add_video(start)
+    proxy.answer = Answer(500, "InternalError")
+    sleeps = threading.Event()
+
+    def pause(event: threading.Event, timeout_s: float) -> None:
+        if uploader.counters().failed_tries >= 16:  # the outage ends between two sweeps
+            proxy.answer = None
+            sleeps.set()
+        quick_pause(event, timeout_s)
+
+    uploader = rig.uploader(pause=pause)
+    uploader.start()
+    wait_until(sleeps.is_set, "it gives up")
+    rig.wait_until_empty()
+    names = [line.split()[1] for line in lines(caplog, logging.INFO) if ": uploaded" in line]
+    assert [int(name.split("-")[0]) for name in names] == [starts[-1], *starts[:-1], *starts]
+
+
 def test_a_server_without_conditional_writes_is_used_without_them(
     rig: Rig, s3: S3Server, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(5):
         rig.add_image(1_700_000_000 + number)
-    proxy.answers = [Answer(501, "NotImplemented")]
+    proxy.refused_text, proxy.refusal = b"If-None-Match", Answer(501, "NotImplemented")
     rig.start()
     rig.wait_until_empty()
     assert proxy.connections == 6  # the condition is not tried again
@@ -308,11 +334,15 @@ def forget_credentials(rig: Rig, folder: Path) -> Path:
 def test_without_credentials_one_line_and_no_connection_until_there_are_some(
     rig: Rig, proxy: FaultyProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Not even to the address at which a machine of Amazon's would find some: here it is anybody's."""
     rig.monkeypatch.delenv("AWS_EC2_METADATA_DISABLED")
     path = forget_credentials(rig, tmp_path)
     rig.add_image(1_700_000_000)
-    uploader = rig.start()
-    wait_until(lambda: uploader.counters().failed_tries >= 4, "it gives up")
+    with FaultyProxy() as anybody:
+        rig.monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", anybody.url)
+        uploader = rig.start()
+        wait_until(lambda: uploader.counters().failed_tries >= 4, "it gives up")
+        assert anybody.connections == 0
     assert warnings(caplog) == [
         "uploads of files fail: there are no AWS credentials; put them into /etc/environment or ~/.aws/credentials"
         " (see the README); nothing is lost"

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from guardianberry.system import get_rpi_serial_number
@@ -33,6 +34,9 @@ IMAGES, VIDEOS = "guardianberry.images", "guardianberry.videos"
 QUICK = {"MAX_RECORDING_DURATION_S": 2, "MIN_GAP_BETWEEN_VIDEO_START_S": 2, "PRE_ROLL_S": 1, "CLOCK_WAIT_S": 0}
 # A network that has learned nothing sees people everywhere, if it is believed at all.
 SEES_PEOPLE = {"CONF_THRES": 0.001, "DETECTIONS_TO_START": 1, "DETECTOR_INPUT_WIDTH_PX": 128, "MAX_DET": 5}
+# In a process namespace of its own, where that is allowed: a camera program of somebody else on this machine would make
+# the daemon wait.
+ALONE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 CARELESS = ("sh", "-c", 'umask 000; exec "$@"', "sh")
 STRACE = shutil.which("strace")
 # Who starts whom, and all that can open a way in or out.
@@ -115,7 +119,7 @@ def life(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path, s3: S3Serv
         tiny_models,
         env=s3.environment() | {"AWS_SESSION_TOKEN": "a-session-token", "STAND_IN_VIDEO": str(ROOT / "demo/scene.mp4")},
         arguments=("-v",),
-        prefix=(*CARELESS, *prefix),
+        prefix=(*CARELESS, *alone(), *prefix),
         WEIGHTS="tiny.pt",
         **QUICK,
         **SEES_PEOPLE,
@@ -164,14 +168,22 @@ def surround_with_hostility(folder: Path) -> tuple[dict[bytes, str], dict[Path, 
     return mine, outside
 
 
-def stop(daemon: Daemon) -> None:
-    """SIGTERM to the daemon itself, which may run under strace."""
-    import psutil
+def alone() -> tuple[str, ...]:
+    works = (
+        shutil.which(ALONE[0]) and subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode == 0
+    )
+    return ALONE if works else ()
 
+
+def stop(daemon: Daemon) -> None:
+    """SIGTERM to the daemon itself, which may run under strace and others."""
     assert daemon.process is not None
-    process = psutil.Process(daemon.process.pid)
-    if process.name() == "strace":
-        (process,) = process.children()
+    wrapper = psutil.Process(daemon.process.pid)
+    (process,) = [
+        process
+        for process in (wrapper, *wrapper.children(recursive=True))
+        if process.name().startswith("python") and str(daemon.script) in process.cmdline()
+    ]
     process.terminate()
     assert daemon.process.wait(15) == 0
 
