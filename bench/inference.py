@@ -95,6 +95,7 @@ class Contender:
         self._line, far_end = context.Pipe()
         self._process = context.Process(target=serve, args=(make, case, frames, far_end))
         self._process.start()
+        far_end.close()  # else a contender that dies would be waited for
         self.times_ms: list[float] = []
         self.cpu_ms: list[float] = []
         self.people: list[list] = []

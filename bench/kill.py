@@ -230,10 +230,12 @@ class Lane:
         stopped = "recording stopped" in self._log.rpartition("event ")[2]
         finished = "clip finished" in self._log.rpartition("recording stopped")[2]
         clips = [name for name in self._names("videos", ".open-") if labels and f"-{labels[-1]}-" in name]
+        parts, began = self._names("videos", ".part-"), self._camera_log_bytes() > self._camera_log_start
         found = {
-            "starting": self._camera_log_bytes() == self._camera_log_start,
+            "starting": not began,
             "writing the image": bool(self._names("images", ".part-")),
-            "finishing a clip killed before": bool(self._names("videos", ".part-.open-")),
+            "finishing a clip killed before": bool(parts) and not began,
+            "opening the clip": bool(parts) and began,
             "recording": bool(clips) and not stopped,
             "closing the clip": bool(clips) and stopped and not finished,
             "with an image to upload": bool(self._names("images", "1")),

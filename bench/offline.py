@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import detect_and_upload as script
 from bench.report import ROOT
@@ -27,10 +27,10 @@ CLIPS = ROOT.parent / "shared" / "clips"
 SCENE = ROOT / "demo" / "scene.mp4"
 
 
-def encode(video: Path, *, frame_rate_fps: int, seconds: float | None = None) -> Iterator[bytes]:
+def encode(video: Any, *, frame_rate_fps: int, seconds: float | None = None) -> Iterator[bytes]:
     """Access units of `video` at the script's size and bit rate, the picture letterboxed: what the camera would send.
 
-    `seconds` longer than the video play it in a loop; without, it plays once.
+    `video`: a path, or anything with `frame_at`. `seconds` longer than it is play it in a loop; without, it plays once.
     """
     arguments = {
         "--framerate": frame_rate_fps,
@@ -41,7 +41,9 @@ def encode(video: Path, *, frame_rate_fps: int, seconds: float | None = None) ->
     }
     words = [str(word) for pair in arguments.items() for word in pair]
     options = parse_options([*words, "--inline"], option_table("vc4"))
-    source = EncodedVideo(options, "vc4", VideoFile(str(video), "exit" if seconds is None else "loop", 0.0))
+    if isinstance(video, Path):
+        video = VideoFile(str(video), "exit" if seconds is None else "loop", 0.0)
+    source = EncodedVideo(options, "vc4", video)
     number = 0
     while (seconds is None or number < seconds * frame_rate_fps) and (unit := source.unit(number)) is not None:
         yield unit.data

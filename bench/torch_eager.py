@@ -1,4 +1,4 @@
-"""What the original did for every frame, in plain PyTorch: fused f32 network, all 80 classes, decoding and NMS in torch.
+"""What the original did for every frame, in plain PyTorch: fused f32 network, 80 classes, decoding and NMS in torch.
 
 Written for comparison only. It shares the network's modules with the converter, and nothing with the daemon's detector.
 """

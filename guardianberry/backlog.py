@@ -28,7 +28,6 @@ class Backlog:
         self._jumps = False
         self.unreadable: set[str] = set()  # kinds whose folder could not be read the last time
         self._lock = threading.Lock()  # guards what follows
-        self._failures: dict[Path, int] = {}
         self._set_aside_until_s: dict[Path, float] = {}
         self._reported: set[tuple[Path, str]] = set()
 
@@ -61,13 +60,11 @@ class Backlog:
         return random.choice(same_kind) if same_kind else 0
 
     def jump(self) -> None:
-        """Let `queue` go on with any file of the kind it is at, to see whether it fares better than those before it."""
-        self._jumps = True
+        """Let `queue` go on with any file of the kind it is at, to see whether it fares better than those before it.
 
-    def blame(self, waiting: Waiting) -> None:
-        """It failed while others did not: it comes after those of its kind, so as not to stand in their way."""
-        with self._lock:
-            self._failures[waiting.path] = self._failures.get(waiting.path, 0) + 1
+        Any and not the next, because those that never go through may lie together at the head of the queue.
+        """
+        self._jumps = True
 
     def set_aside(self, waiting: Waiting, reason: str) -> None:
         """Leave it alone for an hour."""
@@ -85,16 +82,11 @@ class Backlog:
 
     def _in_order(self) -> list[Waiting]:
         images, videos = self._look_into(self._images), self._look_into(self._videos)
-        listed = {waiting.path for waiting in images + videos}
         now_s = self._clock()
         with self._lock:
-            self._failures = {path: count for path, count in self._failures.items() if path in listed}
             self._set_aside_until_s = {path: at for path, at in self._set_aside_until_s.items() if at > now_s}
-            rest = sorted(images[:-1], key=self._failures_of) + sorted(videos, key=self._failures_of)
-            return [waiting for waiting in images[-1:] + rest if waiting.path not in self._set_aside_until_s]
-
-    def _failures_of(self, waiting: Waiting) -> int:
-        return self._failures.get(waiting.path, 0)
+            order = images[-1:] + images[:-1] + videos
+            return [waiting for waiting in order if waiting.path not in self._set_aside_until_s]
 
     def _look_into(self, kind: Kind) -> list[Waiting]:
         try:

@@ -28,6 +28,7 @@ from guardianberry.recorder import EventFacts, Stop
 log = logging.getLogger(__name__)
 
 _SYNC_INTERVAL_S = 0.5  # a power cut may take the video since the last fdatasync, and the promise is one second
+_SECOND_FRAME_S = 0.5  # a frame becomes readable when the next one is written; a camera has one within so long
 
 
 class Tap(Protocol):
@@ -43,8 +44,9 @@ class ClipWriter:
     """Records one event in a thread of its own, so that a slow SD card never holds up the loop.
 
     The constructor opens the file and writes the pre-roll, and raises OSError or av.error.FFmpegError where it
-    cannot: once it returns, the clip survives a kill. `final_name` makes the file name out of what is known at the
-    end. `finished` is called from the writer's thread with the path of the finished clip.
+    cannot: once it returns, the clip survives a kill. Until something in it can be read it has a part's name.
+    `final_name` makes the file name out of what is known at the end. `finished` is called from the writer's thread
+    with the path of the finished clip.
     """
 
     def __init__(
@@ -73,12 +75,12 @@ class ClipWriter:
         self._facts: EventFacts | None = None
         self._stop: Stop | None = None
         self._end_reason: str | None = None
-        self._path = folder / (OPEN_PREFIX + final_name(self._name))
+        self._path = folder / (PART_PREFIX + OPEN_PREFIX + final_name(self._name))
         self._mp4 = Mp4Writer(
             self._path, width=self._name.width, height=self._name.height, frame_rate_fps=frame_rate_fps
         )
         self._synced_s = 0.0
-        self._write_available(first)
+        self._write_pre_roll(first)
         self._thread = threading.Thread(target=self._run, name="clip", daemon=True)
         self._thread.start()
 
@@ -126,6 +128,18 @@ class ClipWriter:
                 return
             self._sync_and_rename()
 
+    def _write_pre_roll(self, first: Unit) -> None:
+        try:
+            if self._write_available(first) and not self._mp4.is_readable:  # the camera has only just begun
+                self._write_available(self._tap.get(_SECOND_FRAME_S))
+        except WRITE_ERRORS:
+            if not self._mp4.is_readable:
+                self._path.unlink(missing_ok=True)
+            raise
+        finally:
+            if self._mp4.is_readable:
+                self._rename()
+
     def _write_available(self, unit: Unit | None) -> bool:
         """Write `unit` and what else is there already; False once the clip takes no more."""
         while unit is not None:
@@ -143,12 +157,17 @@ class ClipWriter:
     def _sync_and_rename(self) -> None:
         if self._facts is not None:
             self._name = _with_facts(self._name, self._facts)
-            path = self._folder / (OPEN_PREFIX + self._final_name(self._name))
-            if path != self._path:
-                self._path = self._path.rename(path)
+        if self._mp4.is_readable:
+            self._rename()
         if self._mp4.duration_s - self._synced_s >= _SYNC_INTERVAL_S:
             fsync_path(self._path)
+            fsync_path(self._folder)
             self._synced_s = self._mp4.duration_s
+
+    def _rename(self) -> None:
+        path = self._folder / (OPEN_PREFIX + self._final_name(self._name))
+        if path != self._path:
+            self._path = self._path.rename(path)
 
     def _finish(self) -> None:
         try:

@@ -5,16 +5,11 @@
 It is a process of its own for three reasons: torch (2.4 s, 350 MB) is gone from memory afterwards, a crash in native
 code (torch wheels have died with SIGILL on a Pi 4) does not take the daemon along, and a file of unknown origin is
 opened here first. Exit 0: OUT.xml and OUT.bin are complete. Else the last line on stderr says why.
-
-The graph takes uint8 [1, height, width, 3] in BGR, as the decoder gives it: normalisation and channel order are inside.
-Its outputs are three raw head maps ("heads"), or one table of decoded boxes ("decoded", from an .onnx).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import resource
 import sys
@@ -22,49 +17,34 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from guardianberry.graph import (
+    ANCHORS_PER_HEAD,
+    STRIDES_PX,
+    TRIAL_HEIGHT_PX,
+    TRIAL_WIDTH_PX,
+    GraphError,
+    file_sha256,
+    load_openvino,
+    read_info,
+    save,
+)
+
 if TYPE_CHECKING:
     import openvino
     from torch import nn
 
-CONVERTER_VERSION = 1  # part of the cached graph's name: count it up whenever the graph changes
-INFO_KEY = "guardianberry"  # rt_info section that holds the metadata
-STRIDES_PX = (8, 16, 32)
-ANCHORS_PER_HEAD = 3
-TRIAL_HEIGHT_PX, TRIAL_WIDTH_PX = 480, 640  # where the graph itself leaves the size open
 MAX_SIDE_PX = 4096  # no camera of ours is larger; a graph that asks for more is broken or hostile
 MEMORY_LIMIT_BYTES = 8 << 30  # a graph that wants more gets MemoryError, and the machine stays usable
 # Exit codes: these weights will never do; or this computer cannot do it (no torch, no memory, no space).
 REFUSED, FAILED_HERE = 1, 3
 
 
-class ConversionError(ValueError):
-    """These weights cannot be made into a graph; the message says why."""
-
-
-def load_openvino() -> Any:
-    """OpenVINO without its telemetry package, which reports over the network when the conversion tools are used."""
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-    import openvino
-
-    return openvino
-
-
-def file_sha256(*paths: Path) -> str:
-    """sha256 of the files' contents, one after the other."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
 def export(model: nn.Module, out: Path, *, model_name: str, source_sha256: str = "", half: bool = False) -> None:
     """Write a network of `yolov5.py` as the graph `out` (.xml, with .bin beside it), tried once. `model` is used up.
 
     Several classes are cut down to the person (6 outputs an anchor); nc=1 keeps its 5. `half` stores the weights in
-    fp16, half the size: raw scores move by up to 0.01, which is fine for a network measured in that form, and too much
-    for one that promises the boxes of the official f32 network.
+    fp16, half the size: boxes move by up to 0.4 px and scores by 0.003: fine for a network measured in that form,
+    needless for a cache that promises the boxes of the official f32 network.
     """
     import torch
 
@@ -139,22 +119,20 @@ def convert_onnx(source: Path, out: Path, *, half: bool) -> None:
 
 
 def _check_onnx(graph: openvino.Model) -> list[int] | None:
-    """The fixed [height, width] in px, or None where the graph takes any; ConversionError where it is no YOLOv5."""
+    """The fixed [height, width] in px, or None where the graph takes any; GraphError where it is no YOLOv5."""
     refusal = "it is not a YOLOv5 export ([1,3,H,W] floats in, [1,N,5+classes] boxes out): {}"
     shape = graph.inputs[0].partial_shape
     if len(graph.inputs) != 1 or len(shape) != 4 or shape[1].is_dynamic or shape[1].get_length() != 3:
-        raise ConversionError(refusal.format(f"its inputs are {[str(i.partial_shape) for i in graph.inputs]}"))
+        raise GraphError(refusal.format(f"its inputs are {[str(i.partial_shape) for i in graph.inputs]}"))
     fixed = None if shape[2].is_dynamic or shape[3].is_dynamic else [shape[2].get_length(), shape[3].get_length()]
     height, width = fixed or (TRIAL_HEIGHT_PX, TRIAL_WIDTH_PX)
     if max(height, width) > MAX_SIDE_PX or height % 32 or width % 32:
-        raise ConversionError(
-            refusal.format(f"its input is {width}x{height} px, not a multiple of 32 up to {MAX_SIDE_PX}")
-        )
+        raise GraphError(refusal.format(f"its input is {width}x{height} px, not a multiple of 32 up to {MAX_SIDE_PX}"))
     graph.reshape([1, 3, height, width])
     found = graph.output(0).partial_shape
     rows = ANCHORS_PER_HEAD * sum(height // s * (width // s) for s in STRIDES_PX)
     if found.is_dynamic or len(found) != 3 or list(found.to_shape())[:2] != [1, rows] or found[2].get_length() < 5:
-        raise ConversionError(refusal.format(f"its first output is {found}, expected [1,{rows},5 or more]"))
+        raise GraphError(refusal.format(f"its first output is {found}, expected [1,{rows},5 or more]"))
     if fixed is None:
         graph.reshape([1, 3, -1, -1])
     return fixed
@@ -169,68 +147,6 @@ def convert_graph(source: Path, out: Path, *, half: bool) -> None:
         "source_sha256": file_sha256(source, source.with_suffix(".bin")),
     }
     save(graph, out, info, half=half)
-
-
-def read_info(graph: openvino.Model) -> dict[str, Any]:
-    """The metadata of a graph that `save` wrote; ConversionError where it is none of ours."""
-    if not graph.has_rt_info([INFO_KEY, "info"]):
-        raise ConversionError("it was not made by `python -m guardianberry.convert`")
-    info = json.loads(graph.get_rt_info([INFO_KEY, "info"]).astype(str))
-    if info.get("converter_version") != CONVERTER_VERSION:
-        raise ConversionError(
-            f"converter version {info.get('converter_version')}, this program needs {CONVERTER_VERSION}"
-        )
-    return info
-
-
-def save(graph: openvino.Model, out: Path, info: dict[str, Any], *, half: bool) -> None:
-    """Try the graph, then write it with its metadata. The .xml appears last and whole: where it is, all is."""
-    ov = load_openvino()
-    _try(graph, info)
-    part = out.with_name(f".{out.stem}.part.xml")  # the same at every try: a killed one's leftovers are overwritten
-    try:
-        graph.set_rt_info(json.dumps({**info, "converter_version": CONVERTER_VERSION}), [INFO_KEY, "info"])
-        ov.save_model(graph, part, compress_to_fp16=half)
-        # Saved again because the .xml carries the checksum of the .bin: SD cards forget.
-        graph.set_rt_info(file_sha256(part.with_suffix(".bin")), [INFO_KEY, "bin_sha256"])
-        ov.save_model(graph, part, compress_to_fp16=half)
-        for suffix in (".bin", ".xml"):
-            _sync(part.with_suffix(suffix))
-            part.with_suffix(suffix).replace(out.with_suffix(suffix))
-        _sync(out.parent)
-    finally:
-        for suffix in (".bin", ".xml"):
-            part.with_suffix(suffix).unlink(missing_ok=True)
-
-
-def _try(graph: openvino.Model, info: dict[str, Any]) -> None:
-    """Run the graph once on a grey frame; ConversionError where inputs, outputs or numbers are not as promised."""
-    import numpy as np
-
-    ov = load_openvino()
-    height, width = info.get("input_px") or (TRIAL_HEIGHT_PX, TRIAL_WIDTH_PX)
-    trial = graph.clone()
-    trial.reshape([1, height, width, 3])
-    sizes = [(height // s, width // s) for s in STRIDES_PX]
-    if info["kind"] == "heads":
-        expected = [[1, ANCHORS_PER_HEAD * info["outputs"], *size] for size in sizes]
-    else:
-        expected = [[1, ANCHORS_PER_HEAD * sum(h * w for h, w in sizes), info["outputs"]]]
-    found = [list(output.partial_shape.to_shape()) for output in trial.outputs]
-    if found != expected:
-        raise ConversionError(f"its outputs are {found}, expected {expected}")
-    compiled = ov.Core().compile_model(trial, "CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"})
-    values = compiled([np.full((1, height, width, 3), 114, np.uint8)]).values()
-    if not all(np.isfinite(value).all() for value in values):
-        raise ConversionError("it computes NaN or infinity from a plain grey frame")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _step_back() -> None:

@@ -92,7 +92,8 @@ class Troubles:
             if (cause.name, where) in self._told:
                 return
             self._told[cause.name, where] = cause
-        log.warning("uploads of %s fail: %s; nothing is lost", f"{kind.word}s" if where else "files", refused)
+        which = {Scope.EVERYTHING: "all files", Scope.BUCKET: f"{kind.word}s"}.get(cause.scope, "some files")
+        log.warning("uploads of %s fail: %s; nothing is lost", which, refused)
 
     def nothing_goes(self, kind: Kind) -> None:
         """Several files of this kind failed one after the other, so its recovery will be worth a line."""

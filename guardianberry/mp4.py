@@ -54,10 +54,16 @@ class Mp4Writer:
         self._frame_ticks = round(_TICKS_PER_S / frame_rate_fps)
         self._first_arrival_s: float | None = None
         self._last_ticks = -1
+        self._frames = 0
         self._container = av.open(str(path), "w", format="mp4", options=_MUX_OPTIONS)
         self._stream = self._container.add_mux_stream(
             "h264", rate=Fraction(frame_rate_fps).limit_denominator(1000), width=width, height=height
         )
+
+    @property
+    def is_readable(self) -> bool:
+        """A killed file would hold a frame: each reaches the file when the next one is written."""
+        return self._frames > 1
 
     @property
     def duration_s(self) -> float:
@@ -80,6 +86,7 @@ class Mp4Writer:
         packet.stream = self._stream
         self._container.mux(packet)
         self._last_ticks = ticks
+        self._frames += 1
 
     def close(self) -> None:
         self._container.close()

@@ -68,6 +68,7 @@ class S3:
         self._condition = {"IfNoneMatch": "*"}
         self._lock = threading.Lock()
         self._client: Any = None
+        self._credentials: Any = None  # of `_client`; they renew themselves where they can
         self._made_of: Any = None  # the credentials and the configuration files' content behind `_client`
         self._distrusted = False  # True: what `_client` was made of may have been corrected since
         keep_libraries_quiet()
@@ -129,18 +130,18 @@ class S3:
 
     def _ready_client(self) -> Any:
         with self._lock:
-            if self._client is None or self._distrusted:
-                try:
+            try:
+                if self._client is None or self._distrusted:
                     self._make_client()
-                except botocore.exceptions.BotoCoreError as error:
-                    raise RefusedError(*cause_of_exception(error)) from error
-                except botocore.exceptions.ClientError as error:
-                    raise RefusedError(CREDENTIALS_UNREADABLE, status_and_code(error)[1]) from error
-                except OSError as error:
-                    raise RefusedError(CREDENTIALS_UNREADABLE, error.strerror or "") from error
-                except ValueError as error:  # an endpoint that is no URL; its text may hold a password
-                    raise RefusedError(BAD_SET_UP, "the endpoint is not a URL") from error
-                self._distrusted = False
+                    self._distrusted = False
+                # Renewed here if need be, and not while a request is signed, where the error would be taken for S3's.
+                self._credentials.get_frozen_credentials()
+            except botocore.exceptions.BotoCoreError as error:
+                raise RefusedError(*cause_of_exception(error)) from error
+            except botocore.exceptions.ClientError as error:  # of the service that hands a role's credentials out
+                raise RefusedError(CREDENTIALS_UNREADABLE, status_and_code(error)[1]) from error
+            except (OSError, ValueError) as error:  # a credential_process that is not there or says no JSON
+                raise RefusedError(CREDENTIALS_UNREADABLE, type(error).__name__) from error
             return self._client
 
     def _make_client(self) -> None:
@@ -160,12 +161,15 @@ class S3:
             read_timeout=_READ_TIMEOUT_S,
             retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
         )
-        client = boto3.session.Session(botocore_session=core).client("s3", config=config)
+        try:
+            client = boto3.session.Session(botocore_session=core).client("s3", config=config)
+        except ValueError as error:  # an endpoint that is no URL; its text may hold a password
+            raise RefusedError(BAD_SET_UP, "the endpoint is not a URL") from error
         url = urlsplit(client.meta.endpoint_url)
         if url.scheme != "https" and not _is_loopback(url.hostname or ""):
             raise RefusedError(PLAIN_HTTP)
         client.meta.events.register("before-send.s3.PutObject", _sender(core))
-        self._client, self._made_of = client, made_of
+        self._client, self._credentials, self._made_of = client, credentials, made_of
 
 
 def _sender(core: Any) -> Callable[..., Any]:

@@ -36,11 +36,12 @@ from guardianberry.s3 import S3
 log = logging.getLogger(__name__)
 
 _IDLE_PAUSE_S = SET_ASIDE_S  # files that somebody put there by hand, and those set aside, get another look
+_CRASH_PAUSE_S = 60.0
 _CLOCK_PAUSE_S = 1.0  # between two looks at `may_upload`
 _LEAST_PAUSE_S = 0.5  # after a sweep that failed, however often another one is asked for
 _ALERT_PAUSES_S = (0.0, 1.0, 3.0)  # before each try of an alert; after the last one it is the sweep's
 _MOST_ALERT_THREADS = 8
-_MOST_SUSPECTS = 3  # failures in a row; if any other file of their kind fails too, S3 is at fault and not they
+_MOST_SUSPECTS = 3  # files that fail in a row; if any other one fails too, S3 is at fault and not they
 _MOST_ARRIVALS = 1000
 
 
@@ -109,6 +110,7 @@ class Uploader:
         self._backoff.reset()  # a fresh alert is worth a try every few seconds again
         with self._lock:
             self._arrivals_s[identity] = frame_arrival_s
+            self._latencies_ms.pop(identity, None)  # of a file that had this inode before
             if len(self._arrivals_s) > _MOST_ARRIVALS:
                 del self._arrivals_s[next(iter(self._arrivals_s))]
             self._alert_threads = [thread for thread in self._alert_threads if thread.is_alive()]
@@ -178,8 +180,8 @@ class Uploader:
             except Interrupted:
                 return
             except Exception:
-                log.exception("the sweep failed; it goes on in an hour or at the next event")
-                pause_s = _IDLE_PAUSE_S
+                log.exception("the sweep failed; it goes on in a minute")
+                pause_s = _CRASH_PAUSE_S
             if pause_s != _IDLE_PAUSE_S:
                 self._pause(self._stopped, min(pause_s, _LEAST_PAUSE_S))
             self._pause(self._wake, max(0.0, pause_s - _LEAST_PAUSE_S))
@@ -194,31 +196,26 @@ class Uploader:
 
     def _sweep(self) -> float:
         """Offer every waiting file to S3 once; how long to wait for the next sweep."""
-        failed = False
+        failed, in_a_row = False, 0
         closed: set[Kind] = set()
-        suspects: list[Waiting] = []  # failed one after the other; whether they or S3 are at fault is open
         for waiting in self._backlog.queue(closed, self._wake):
             if not self._may_upload():
                 return _CLOCK_PAUSE_S
             self._gate.wait_for_alerts()
-            if suspects and suspects[-1].kind is not waiting.kind:
-                suspects = []
             try:
                 if self._send(waiting, before_block=self._gate.wait_for_alerts):
-                    for suspect in suspects:
-                        self._backlog.blame(suspect)
-                    suspects = []
+                    in_a_row = 0
             except RefusedError as refused:
                 scope = refused.cause.scope
-                suspects.append(waiting)
+                in_a_row += 1
                 failed = failed or scope is not Scope.FILE_FOR_LONG
                 if scope is Scope.EVERYTHING:
                     break
-                if scope is Scope.BUCKET or len(suspects) > _MOST_SUSPECTS:
+                if scope is Scope.BUCKET or in_a_row > _MOST_SUSPECTS:
                     self._troubles.nothing_goes(waiting.kind)
                     closed.add(waiting.kind)
-                    failed = True
-                elif len(suspects) == _MOST_SUSPECTS:
+                    failed, in_a_row = True, 0
+                elif in_a_row == _MOST_SUSPECTS:
                     self._backlog.jump()
         if failed or self._backlog.unreadable:
             return self._backoff.next_pause_s()

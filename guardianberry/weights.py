@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from guardianberry.convert import CONVERTER_VERSION, CONVERTERS, REFUSED, file_sha256
+from guardianberry.convert import CONVERTERS, REFUSED
+from guardianberry.graph import CONVERTER_VERSION, file_sha256
 
 log = logging.getLogger(__name__)
 

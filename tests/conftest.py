@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+import detect_and_upload as script
+from guardianberry.weights import find_graph
 from tests.daemon import install_models
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A models folder shared by the session, so that the official checkpoint is converted once."""
-    yield install_models(tmp_path_factory.mktemp("installed") / "models")
+    """A models folder shared by the session, with the default model converted already."""
+    folder = install_models(tmp_path_factory.mktemp("installed") / "models")
+    find_graph(script.WEIGHTS, folder)
+    yield folder

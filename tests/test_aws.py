@@ -715,46 +715,74 @@ BROKEN_PROCESSES = {
     "says nothing": "true",
     "writes no JSON": f"echo {SECRET}",
     "writes half of it": 'echo \'{"Version": 1, "AccessKeyId": "AKIA"}\'',
-    "expired": "cat answer",
+    "gives keys of yesterday": "cat yesterday",
+    "is gone": "",
 }
 
 
-@pytest.mark.parametrize("already_running", [False, True], ids=["from the start", "later"])
-@pytest.mark.parametrize("broken", [*BROKEN_PROCESSES, "is gone"])
-def test_a_failing_process_gives_one_line_and_nothing_is_lost(
-    buckets: Moto, home: Path, tmp_path: Path, broken: str, *, already_running: bool
-) -> None:
-    good = answer({"AccessKeyId": "AKIAANYTHING", "SecretAccessKey": "anything"}, lasts_s=120)
-    write_process(home, f"echo '{good}'")
+def break_process(home: Path, how: str) -> None:
+    keys = {"AccessKeyId": "AKIAANYTHING", "SecretAccessKey": "anything"}
+    (home / "yesterday").write_text(answer(keys, lasts_s=-86400))
+    script = write_process(home, BROKEN_PROCESSES[how])
+    if how == "is gone":
+        script.unlink()
+
+
+def mend_process(home: Path) -> None:
+    """The keys it gives are due for renewal before each upload, so that what breaks next is noticed at once."""
+    keys = {"AccessKeyId": "AKIAANYTHING", "SecretAccessKey": "anything"}
+    write_process(home, f"echo '{answer(keys, lasts_s=300)}'")
+
+
+def assert_one_complaint(log: str) -> None:
+    complaints = [line for line in log.splitlines() if not line.startswith(("INFO ", "DEBUG "))]
+    assert len(complaints) == 1, log
+    assert complaints[0].startswith("WARNING ")
+    assert "the AWS credentials cannot be read or made" in complaints[0]
+    assert SECRET not in log
+
+
+def complains(camera: Camera, since: int = 0) -> Callable[[], bool]:
+    return lambda: any(level in camera.log[since:] for level in ("WARNING", "ERROR"))
+
+
+@pytest.mark.parametrize("how", ["fails", "writes no JSON", "gives keys of yesterday"])
+def test_a_process_that_never_worked_gives_one_line(buckets: Moto, home: Path, tmp_path: Path, how: str) -> None:
+    break_process(home, how)
     camera = Camera(tmp_path / "camera", home, buckets)
-
-    def break_it() -> None:
-        (home / "answer").write_text(good.replace(time.strftime("%Y-"), "2020-"))
-        script = write_process(home, BROKEN_PROCESSES.get(broken, ""))
-        if broken == "is gone":
-            script.unlink()
-
-    if not already_running:
-        break_it()
+    camera.new_image()
     with camera.uploading():
-        if already_running:
+        wait_for(complains(camera), lambda: camera.log)
+        time.sleep(1)  # time for a second try, which must not say it again
+        assert_one_complaint(camera.log)
+        assert len(camera.waiting) == 1
+        mend_process(home)
+        camera.wait_until_empty()
+    assert len(buckets.keys(IMAGES)) == 1
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_later_gives_one_line_each_time_and_nothing_is_lost(
+    buckets: Moto, home: Path, tmp_path: Path
+) -> None:
+    camera = Camera(tmp_path / "camera", home, buckets)
+    mend_process(home)
+    with camera.uploading():
+        for how in BROKEN_PROCESSES:
             camera.new_image()
             camera.wait_until_empty()
-            break_it()
-        camera.new_image()
-        camera.new_video()
-        wait_for(lambda: "WARNING" in camera.log or "ERROR" in camera.log, lambda: camera.log)
-        time.sleep(1)  # time for a second try, which must not say it again
-        complaints = [line for line in camera.log.splitlines() if not line.startswith("INFO ")]
-        assert len(complaints) == 1, camera.log
-        assert complaints[0].startswith("WARNING ")
-        assert "credential" in complaints[0]
-        assert len(camera.waiting) == 2
-        write_process(home, f"echo '{good}'")
-        camera.wait_until_empty()
-    assert SECRET not in camera.log
-    assert len(buckets.keys(IMAGES)) == 1 + already_running
-    assert len(buckets.keys(VIDEOS)) == 1
+            since = len(camera.log)
+            break_process(home, how)
+            camera.new_image()
+            camera.new_video()
+            wait_for(complains(camera, since), lambda how=how: f"{how}: {camera.log}")
+            time.sleep(1)
+            assert_one_complaint(camera.log[since:])
+            assert len(camera.waiting) == 2
+            mend_process(home)
+            camera.wait_until_empty()
+    assert len(buckets.keys(IMAGES)) == 2 * len(BROKEN_PROCESSES)
+    assert len(buckets.keys(VIDEOS)) == len(BROKEN_PROCESSES)
 
 
 # ---- Certificates ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from guardianberry.detector import Detector, Head, Letterbox, OpenVinoRuntime, Person, score_table, suppress
+from guardianberry.boxes import Head, Letterbox, Person, score_table, suppress
+from guardianberry.detector import Detector, OpenVinoRuntime
 from guardianberry.weights import Graph, WeightsError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

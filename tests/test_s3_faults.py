@@ -127,6 +127,22 @@ def test_the_same_trouble_is_told_again_when_it_comes_back(
         assert len(warnings(caplog)) == count
 
 
+def test_the_same_trouble_is_told_again_when_uploads_had_worked_in_between(
+    rig: Rig, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        rig.add_image(1_700_000_000 + number)
+    once = [Answer(503, "SlowDown")] * 2  # botocore asks a second time
+    proxy.answers = [*once, None, *once]
+    rig.start()
+    rig.wait_until_empty()
+    assert len(warnings(caplog)) == 2
+    assert [line.split(";")[1] for line in recoveries(caplog)] == [
+        " still waiting: 3 images, 0 videos",
+        " still waiting: 2 images, 0 videos",
+    ]
+
+
 def test_an_object_that_is_already_there_is_done(
     rig: Rig, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -175,8 +191,8 @@ def test_a_file_that_s3_refuses_is_set_aside_and_the_others_go_on(
 def test_a_file_that_always_fails_does_not_hold_the_others_up(
     rig: Rig, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture, answer: Answer
 ) -> None:
-    """Three of each kind, at the head of the queue: as many as make a server suspect."""
-    poison = [add(1_600_000_000 + number) for number in range(3) for add in (rig.add_image, rig.add_video)]
+    """Six of each kind, at the head of the queue: more than make a server suspect."""
+    poison = [add(1_600_000_000 + number) for number in range(6) for add in (rig.add_image, rig.add_video)]
     proxy.refused_text, proxy.refusal = b"recording_start_time: 160000000", answer
     for number in range(5):
         rig.add_image(1_700_000_000 + number)
@@ -266,7 +282,7 @@ def test_a_refused_connection_is_told_as_such(rig: Rig, caplog: pytest.LogCaptur
     uploader = rig.start()
     wait_until(lambda: uploader.counters().failed_tries >= 3, "it gives up")
     assert warnings(caplog) == [
-        "uploads of files fail: S3 cannot be reached; check the network (Connection refused); nothing is lost"
+        "uploads of all files fail: S3 cannot be reached; check the network (Connection refused); nothing is lost"
     ]
 
 
@@ -276,7 +292,7 @@ def test_a_name_that_does_not_resolve_is_a_network_fault(rig: Rig, caplog: pytes
     uploader = rig.start()
     wait_until(lambda: uploader.counters().failed_tries >= 1, "it hangs", timeout_s=60)
     (line,) = warnings(caplog)
-    assert line.startswith("uploads of files fail: S3 cannot be reached; check the network (")
+    assert line.startswith("uploads of all files fail: S3 cannot be reached; check the network (")
 
 
 def test_a_server_that_says_nonsense_is_no_s3(rig: Rig, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture) -> None:
@@ -344,7 +360,7 @@ def test_without_credentials_one_line_and_no_connection_until_there_are_some(
         wait_until(lambda: uploader.counters().failed_tries >= 4, "it gives up")
         assert anybody.connections == 0
     assert warnings(caplog) == [
-        "uploads of files fail: there are no AWS credentials; put them into /etc/environment or ~/.aws/credentials"
+        "uploads of all files fail: there are no AWS credentials; put them into /etc/environment or ~/.aws/credentials"
         " (see the README); nothing is lost"
     ]
     assert proxy.connections == 0
@@ -376,9 +392,9 @@ def test_credentials_that_are_replaced_on_the_disk_are_taken_up(
     assert len(warnings(caplog)) == 1
 
 
-def make_process(folder: Path, *, lifetime_s: int, name: str = "process") -> str:
+def make_process(folder: Path, *, lifetime_s: int) -> str:
     """A `credential_process` whose keys are numbered and expire."""
-    script = folder / name
+    script = folder / "process"
     script.write_text(
         f"#!{sys.executable}\n"
         "import datetime, json, pathlib\n"
@@ -405,21 +421,53 @@ def test_a_credential_process_is_asked_again_before_its_keys_expire(rig: Rig, s3
     assert int((tmp_path / "count").read_text()) >= 3  # boto3 renews what expires within ten minutes
 
 
+@pytest.mark.parametrize(
+    "script",
+    [
+        "#!/bin/sh\necho the-secret-of-the-day >&2\nexit 1\n",
+        "#!/bin/sh\necho the-secret-of-the-day\n",
+        '#!/bin/sh\necho \'{"Version": 1, "SecretAccessKey": "the-secret-of-the-day"}\'\n',
+        None,
+    ],
+    ids=["fails", "says no JSON", "leaves the key out", "is not there"],
+)
 def test_a_credential_process_that_fails_is_told_without_its_words(
-    rig: Rig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    rig: Rig, tmp_path: Path, caplog: pytest.LogCaptureFixture, script: str | None
 ) -> None:
     path = forget_credentials(rig, tmp_path)
-    script = tmp_path / "process"
-    script.write_text("#!/bin/sh\necho the-secret-of-the-day >&2\nexit 1\n", encoding="utf-8")
-    script.chmod(0o700)
-    write_credentials(path, f"credential_process = {script}")
+    process = tmp_path / "process"
+    if script is not None:
+        process.write_text(script, encoding="utf-8")
+        process.chmod(0o700)
+    write_credentials(path, f"credential_process = {process}")
     rig.add_image(1_700_000_000)
     uploader = rig.start()
     wait_until(lambda: uploader.counters().failed_tries >= 3, "it gives up")
     (line,) = warnings(caplog)
     assert "credential_process" in line
     assert "the-secret-of-the-day" not in caplog.text
-    script.write_text(Path(make_process(tmp_path, lifetime_s=3600, name="good")).read_text(), encoding="utf-8")
+    make_process(tmp_path, lifetime_s=3600)
+    rig.wait_until_empty()
+
+
+def test_a_credential_process_that_fails_later_is_told_as_such(
+    rig: Rig, proxy: FaultyProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When its first keys have expired. It is no fault of the files, and nothing is sent."""
+    path = forget_credentials(rig, tmp_path)
+    process = Path(make_process(tmp_path, lifetime_s=5))
+    write_credentials(path, f"credential_process = {process}")
+    uploader = rig.start()
+    wait_until(lambda: (tmp_path / "count").exists(), "it is not asked")
+    process.write_text("#!/bin/sh\necho the-secret-of-the-day\n", encoding="utf-8")
+    rig.add_image(1_700_000_000)
+    uploader.sweep_soon()
+    wait_until(lambda: uploader.counters().failed_tries >= 3, "it gives up")
+    (line,) = warnings(caplog)
+    assert "credential_process" in line
+    assert "the-secret-of-the-day" not in caplog.text
+    assert proxy.connections == 0
+    make_process(tmp_path, lifetime_s=3600)
     rig.wait_until_empty()
 
 

@@ -7,6 +7,7 @@ under a careless umask and with everything logged. What it did is then compared 
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import io
 import os
@@ -124,7 +125,7 @@ def life(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path, s3: S3Serv
         **QUICK,
         **SEES_PEOPLE,
     )
-    with daemon.start():
+    with daemon.start(), ended(daemon):
         assert daemon.process is not None
         folders = [folder / "images", folder / "videos", tiny_models / ".cache"]
         with Watcher(daemon.process.pid, folders) as watcher:
@@ -173,6 +174,22 @@ def alone() -> tuple[str, ...]:
         shutil.which(ALONE[0]) and subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode == 0
     )
     return ALONE if works else ()
+
+
+@contextlib.contextmanager
+def ended(daemon: Daemon) -> Iterator[None]:
+    """Whatever happens, nothing of the daemon is left: a program under strace outlives strace's death."""
+    assert daemon.process is not None
+    wrapper = psutil.Process(daemon.process.pid)
+    try:
+        yield
+    finally:
+        family = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family = [wrapper, *wrapper.children(recursive=True)]
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def stop(daemon: Daemon) -> None:
@@ -371,9 +388,8 @@ def log_of_failure(
 ) -> str:
     """What a daemon without a camera logs until `pattern` stands there, and a little longer."""
     variables = environment(url) | env | {"STAND_IN_FAULT": "no-camera"}
-    with Daemon(
-        folder, models, env=variables, arguments=("-v",), prefix=prefix, WEIGHTS="tiny.pt", CLOCK_WAIT_S=0
-    ) as daemon:
+    daemon = Daemon(folder, models, env=variables, arguments=("-v",), prefix=prefix, WEIGHTS="tiny.pt", CLOCK_WAIT_S=0)
+    with daemon.start(), ended(daemon):
         daemon.wait_for_log(pattern, timeout_s=120)
         time.sleep(2.0)  # the second try comes after a second
         stop(daemon)

@@ -174,7 +174,7 @@ def test_endless_garbage_is_bounded_and_the_video_after_it_is_found(units, monke
     span_s=st.floats(0, 8),
 )
 def test_ring_begins_with_a_key_spans_the_pre_roll_and_is_bounded(gaps, span_s) -> None:
-    ring, now_s, max_bytes = Ring(span_s, max_bytes=6000), 0.0, 6000
+    ring, now_s, max_bytes = Ring(span_s, max_bytes=1500), 0.0, 1500
     first_key_s = None
     for number, (gap_s, is_key, size) in enumerate(gaps):
         now_s += gap_s

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from guardianberry import convert
+from guardianberry import graph as graphs
 from guardianberry.detector import Detector
 from guardianberry.weights import BUNDLED, OFFICIAL_SHA256, UnavailableError, WeightsError, find_graph
 
@@ -133,7 +134,7 @@ print([m for m in ("torch", "cv2", "boto3", "openvino_telemetry") if sys.modules
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    name = f"small-{sha256(checkpoint.read_bytes())[:8]}-v{convert.CONVERTER_VERSION}.xml"
+    name = f"small-{sha256(checkpoint.read_bytes())[:8]}-v{graphs.CONVERTER_VERSION}.xml"
     assert run() == f"[] {name}\n"
     made = (models / ".cache" / name).stat()
     assert run() == f"[] {name}\n"
@@ -173,8 +174,8 @@ def test_damaged_cache_is_made_again(exported: Path, models: Path, caplog: pytes
 def test_changed_weights_never_meet_the_old_graph(exported: Path, models: Path) -> None:
     put_graph(exported, models / "own.xml")
     before = find_graph("own.xml", models)
-    graph = convert.load_openvino().Core().read_model(models / "own.xml")
-    convert.save(graph, models / "own.xml", {**convert.read_info(graph), "model_name": "other"}, half=True)
+    graph = graphs.load_openvino().Core().read_model(models / "own.xml")
+    graphs.save(graph, models / "own.xml", {**graphs.read_info(graph), "model_name": "other"}, half=True)
     assert find_graph("own.xml", models).xml != before.xml
 
 
@@ -282,7 +283,7 @@ def test_yolov5_onnx_export_is_accepted(models: Path) -> None:
 
 
 def test_onnx_sees_rgb_from_zero_to_one(models: Path) -> None:
-    ov = convert.load_openvino()
+    ov = graphs.load_openvino()
     (models / "mine.onnx").write_bytes(onnx_table(64, 96, 378, 85, head=[0.0] * 85))
     xml = find_graph("mine.onnx", models).xml
     compiled = ov.Core().compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -364,7 +365,7 @@ def dying(statement: str) -> tuple[str, ...]:
 )
 def test_dead_conversion_names_its_reason_and_the_way_out(models: Path, statement: str, reason: str) -> None:
     (models / "own.pt").write_bytes(b"weights")
-    name = f"own-{sha256(b'weights')[:8]}-v{convert.CONVERTER_VERSION}"
+    name = f"own-{sha256(b'weights')[:8]}-v{graphs.CONVERTER_VERSION}"
     way_out = f"env/bin/python -m guardianberry.convert own.pt {name}.xml"
     with pytest.raises(UnavailableError, match=reason) as caught:
         find_graph("own.pt", models, converter=dying(statement))
@@ -557,4 +558,4 @@ def test_unknown_official_hash_is_recorded_and_then_binding(models: Path) -> Non
 
 @pytest.mark.skipif(not SHARED_WEIGHTS.is_file(), reason=f"needs {SHARED_WEIGHTS}, which is not published")
 def test_hash_in_the_program_is_that_of_the_official_file() -> None:
-    assert convert.file_sha256(SHARED_WEIGHTS) == OFFICIAL_SHA256["yolov5n.pt"]
+    assert graphs.file_sha256(SHARED_WEIGHTS) == OFFICIAL_SHA256["yolov5n.pt"]

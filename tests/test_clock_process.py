@@ -1,0 +1,126 @@
+"""The real process under a clock that is wrong, is set while it records, and jumps: libfaketime, wall time alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import ROOT, SCENE, Daemon
+from tests.h264 import decode
+from tests.s3_server import S3Server
+
+LIBRARY = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
+pytestmark = [
+    pytest.mark.skipif(LIBRARY is None, reason="needs libfaketime (Debian's package faketime)"),
+    pytest.mark.slow,
+]
+
+YEARS_S = 3 * 365 * 86400
+EVENTS = {
+    "MAX_RECORDING_DURATION_S": 6,
+    "PRE_ROLL_S": 1,
+    "MIN_GAP_BETWEEN_VIDEO_START_S": 7,
+    "CLOCK_WAIT_S": 10**9,
+    "IMAGES_BUCKET": "images",
+    "VIDEOS_BUCKET": "videos",
+}
+
+
+@pytest.fixture
+def s3():
+    with S3Server() as server:
+        server.create_bucket("images", "videos")
+        yield server
+
+
+class FakedDaemon(Daemon):
+    """Its wall clock is off by what `offset` says; its monotonic clock is the machine's."""
+
+    def __init__(self, folder: Path, models: Path, s3: S3Server, *, offset_s: int) -> None:
+        self._offset_file = folder / "faketime"
+        self.sync_file = folder / "synchronised"
+        self.offset(offset_s)
+        env = s3.environment() | {
+            "LD_PRELOAD": str(LIBRARY),
+            "FAKETIME_TIMESTAMP_FILE": str(self._offset_file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+            "STAND_IN_VIDEO": str(SCENE),
+            "STAND_IN_START_S": "4",
+            "STAND_IN_LOG": str(folder / "camera.jsonl"),
+        }
+        super().__init__(folder, models, env=env, CLOCK_SYNC_FILE=str(self.sync_file), **EVENTS)
+        # The camera keeps true time: libfaketime 0.9.10 breaks Python's time.sleep, which the stand-in needs (as does
+        # a patient end of the daemon, hence the kill at the end of these tests).
+        wrapper = folder / "bin" / "rpicam-vid"
+        wrapper.parent.mkdir()
+        wrapper.write_text(f'#!/bin/sh\nunset LD_PRELOAD\nexec {ROOT}/demo/rpicam-vid "$@"\n', encoding="utf-8")
+        wrapper.chmod(0o755)
+        self._env["PATH"] = f"{wrapper.parent}:{self._env['PATH']}"
+
+    def offset(self, seconds: int) -> None:
+        new = self._offset_file.with_suffix(".new")
+        new.write_text(f"{seconds:+d}", encoding="ascii")
+        new.rename(self._offset_file)
+
+
+def true_times_of_events(s3: S3Server, folder: Path) -> dict[int, tuple[int, float]]:
+    """For each event in the bucket its label, with the length of its clip by name and by packets."""
+    images = {int(stored.metadata["recording_start_time"]) for stored in s3.objects("images")}
+    found = {}
+    for stored in s3.objects("videos"):
+        clip = folder / stored.key
+        clip.write_bytes(stored.body)
+        found[int(stored.metadata["recording_start_time"])] = (int(stored.metadata["duration"]), decode(clip)[1])
+    assert set(found) == images, "image and clip of an event have the same label"
+    return found
+
+
+def test_events_from_before_the_clock_was_set_are_held_and_then_truly_dated(tmp_path, models, s3):
+    with FakedDaemon(tmp_path, models, s3, offset_s=-YEARS_S) as daemon:
+        seen_s = []
+        for number in (1, 2):
+            daemon.wait_for_log(r"event \d+:", count=number, timeout_s=90)
+            seen_s.append(time.time())
+        labels = [int(label) for label in re.findall(r"event (\d+):", daemon.log)]
+        assert all(abs(label - (true - YEARS_S)) < 30 for label, true in zip(labels, seen_s, strict=True))
+        daemon.wait_for_log("clip finished", count=1)
+        assert all("/.held-" in name or "/.open-" in name for name in daemon.pending()), daemon.pending()
+        assert not s3.keys("images") | s3.keys("videos"), "something left the house with a wrong date"
+
+        daemon.offset(0)  # in mid-clip
+        daemon.sync_file.touch()
+        daemon.wait_for_log("clock: synchronised")
+        daemon.wait_for_log("video .*: uploaded", count=2)
+    found = true_times_of_events(s3, tmp_path)
+    # An event is logged up to a second after its first frame: two tries of the disk, on a busy machine more.
+    for label, true_s in zip(sorted(found), seen_s, strict=False):
+        assert -5 < label - true_s < 1, "the label is the true time of the event"
+    gap_s = labels[1] - labels[0]
+    assert abs((sorted(found)[1] - sorted(found)[0]) - gap_s) <= 1
+    for duration, by_packets_s in found.values():
+        assert duration == round(by_packets_s) <= 6
+
+
+@pytest.mark.parametrize("jump_s", [3600, -3600])
+def test_a_clock_that_jumps_while_recording_changes_no_length_and_loses_nothing(tmp_path, models, s3, jump_s):
+    with FakedDaemon(tmp_path, models, s3, offset_s=0) as daemon:
+        daemon.sync_file.touch()
+        daemon.wait_for_log(r"event \d+:", timeout_s=90)
+        daemon.offset(jump_s)
+        daemon.wait_for_log("video .*: uploaded", timeout_s=90)
+        daemon.wait_for_log(r"event \d+:", count=2, timeout_s=90)
+        daemon.wait_for_log("video .*: uploaded", count=2)
+    found = true_times_of_events(s3, tmp_path)
+    labels = [int(label) for label in re.findall(r"event (\d+):", daemon.log)]
+    assert jump_s - 60 < labels[1] - labels[0] < jump_s + 60, "the second label does not follow the clock"
+    assert found[labels[0]][0] == 6, "the clip over which the clock jumped has not its full length"
+    assert found[labels[0]][1] == pytest.approx(6, abs=0.3)
+    assert "WARNING" not in daemon.log, "something took the jump for a fault"
+    sent = [json.loads(line) for line in (tmp_path / "camera.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len({entry["pid"] for entry in sent if "pid" in entry}) == 1, "the camera was restarted"

@@ -1,0 +1,28 @@
+"""A short run of bench/endurance.py: nothing grows, no visit is missed while S3 fails now and then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.endurance import Endurance
+from tests.s3_server import S3Server
+
+DURATION_S = 90.0  # three times through the footage
+WARM_UP_S = 30.0
+MOST_GROWTH_MB = 15.0  # one picture kept out of ten would be 60 MB, each clip kept 15 MB
+EVENTS = 5
+
+
+@pytest.mark.slow
+def test_minutes_of_footage_and_a_failing_s3_leave_no_trace(tmp_path: Path, models: Path) -> None:
+    with S3Server() as s3:
+        report = Endurance(tmp_path, models, s3, seed=1).run(DURATION_S, sample_every_s=0.5, quiet_s=(4, 12))
+    print("\n".join(report.lines(WARM_UP_S)))
+    assert not report.wrong
+    assert report.events >= EVENTS
+    assert sum(report.faults.values()) >= 4
+    settled = [sample.resident_mb for sample in report.samples if sample.at_s >= WARM_UP_S]
+    third = len(settled) // 3
+    assert min(settled[-third:]) - min(settled[:third]) < MOST_GROWTH_MB
