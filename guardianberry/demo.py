@@ -98,5 +98,5 @@ def _tell(folder: Path) -> None:
     log.info("demo: %d object(s) arrived in the buckets", len(found))
     for path, stored in found:
         told = stored["metadata"]
-        log.info("  %s", path.with_name(path.name.removesuffix(".metadata.json")))
+        log.info("  %s", path.with_name(path.name.removesuffix(".metadata.json")).relative_to(folder.parent.parent))
         log.info("      %s", ", ".join(f"{name} {told[name]}" for name in sorted(told) if name != "rpi_serial_no"))

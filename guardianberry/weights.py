@@ -90,6 +90,7 @@ def find_graph(
     if source.name != weights or source.suffix not in CONVERTERS:
         raise WeightsError(f"WEIGHTS = {weights!r}: give the name of a .pt, .onnx or .xml file in {models_folder}/")
     try:
+        models_folder.mkdir(exist_ok=True)
         if not source.is_file():
             _download(source, job)
         return _converted(source, job)

@@ -217,13 +217,14 @@ def test_another_program_that_has_the_camera_is_named_and_waited_for(guard: Guar
         [str(ROOT / "demo" / "rpicam-vid"), "-n", "-t", "0", "--codec", "h264", "-o", "/dev/null"],
         env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
         stdin=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     try:
         guard.until(lambda: psutil.Process(by_hand.pid).name() == "rpicam-vid", "the other program does not start")
         label = guard.until_recording()
         guard.control.write_text("dies:4")
         broken_s = time.monotonic()
+        assert by_hand.poll() is None, by_hand.stderr.read()
         guard.until_logged(rf"the camera is used by .*rpicam-vid \(pid {by_hand.pid}\)")
         launches = len(guard.launches())
         time.sleep(3)

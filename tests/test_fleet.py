@@ -11,10 +11,9 @@ import pytest
 import detect_and_upload
 from aws import fleet
 from tests.aws_cli import expand_for_each
+from tests.aws_rig import ROOT, TEMPLATE, jpeg, mp4
 from tests.s3_server import S3Server
 
-ROOT = Path(__file__).resolve().parent.parent
-TEMPLATE = ROOT / "aws" / "guardianberry.yaml"
 DEVICES, EVENTS = 50, 2
 VIDEOS, IMAGES = "fleet-videos", "fleet-images"
 
@@ -74,15 +73,6 @@ for uploader in uploaders:
 counters = [uploader.counters() for uploader in uploaders]
 sys.stdout.write(f"{sum(one.images for one in counters)} {sum(one.videos for one in counters)}")
 """
-
-
-def jpeg(text: str) -> bytes:
-    return b"\xff\xd8\xff" + text.encode() + b"\xff\xd9"
-
-
-def mp4(text: str) -> bytes:
-    boxes = ((b"ftyp", b"isom"), (b"moov", b"\0" * 8), (b"mdat", text.encode()))
-    return b"".join((8 + len(content)).to_bytes(4) + name + content for name, content in boxes)
 
 
 @pytest.mark.slow

@@ -484,6 +484,17 @@ def test_a_set_up_that_boto3_cannot_read_is_told(rig: Rig, tmp_path: Path, caplo
     rig.wait_until_empty()
 
 
+@pytest.mark.parametrize("url", ["nonsense", "https://user:the-secret-of-the-day@", "ftp://127.0.0.1"])
+def test_an_endpoint_that_is_no_url_is_told_without_it(rig: Rig, caplog: pytest.LogCaptureFixture, url: str) -> None:
+    rig.use(url)
+    rig.add_image(1_700_000_000)
+    uploader = rig.start()
+    wait_until(lambda: uploader.counters().failed_tries >= 2, "it gives up")
+    assert len(warnings(caplog)) == 1
+    assert "the-secret-of-the-day" not in caplog.text
+    assert len(rig.left()) == 1
+
+
 # Transport
 
 
