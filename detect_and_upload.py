@@ -27,6 +27,8 @@ import sys
 import threading
 from pathlib import Path
 
+from guardianberry.constants import find_problems
+
 # ---- Events: when a recording starts and how long it lasts
 MAX_RECORDING_DURATION_S = 20  # of video in all, pre-roll included; longer clips reach S3 later on a slow uplink
 MIN_GAP_BETWEEN_VIDEO_START_S = 60  # from start to start: one alert a minute is enough to act on
@@ -188,49 +190,6 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
     faulthandler.cancel_dump_traceback_later()
 
 
-def check_constants() -> list[str]:
-    """What is wrong with the constants above, in the owner's words; empty when nothing is."""
-    rules = (
-        (0 < CONF_THRES < 1, "CONF_THRES must lie between 0 and 1"),
-        (0 < IOU_THRES <= 1, "IOU_THRES must lie between 0 and 1"),
-        (MAX_DET >= 1, "MAX_DET must be at least 1"),
-        (
-            1 <= DETECTIONS_TO_START <= DETECTION_WINDOW_LOOKS,
-            "DETECTIONS_TO_START must lie between 1 and DETECTION_WINDOW_LOOKS",
-        ),
-        (PERSON_GONE_AFTER_S >= 0, "PERSON_GONE_AFTER_S must not be negative"),
-        (
-            0 <= PRE_ROLL_S <= MAX_RECORDING_DURATION_S / 2,
-            "PRE_ROLL_S must be at most half of MAX_RECORDING_DURATION_S, or the clip is over before the person is",
-        ),
-        (
-            MIN_GAP_BETWEEN_VIDEO_START_S >= MAX_RECORDING_DURATION_S,
-            "MIN_GAP_BETWEEN_VIDEO_START_S must be at least MAX_RECORDING_DURATION_S, or clips would overlap",
-        ),
-        (
-            all(size >= 64 and size % 2 == 0 for size in (FRAME_WIDTH_PX, FRAME_HEIGHT_PX)),
-            "FRAME_WIDTH_PX and FRAME_HEIGHT_PX must be even (H.264) and at least 64",
-        ),
-        (DETECTOR_INPUT_WIDTH_PX >= 64, "DETECTOR_INPUT_WIDTH_PX must be at least 64"),
-        (FRAME_RATE_FPS > 0, "FRAME_RATE_FPS must be above 0"),
-        (
-            1 <= KEY_FRAME_INTERVAL_FRAMES <= FRAME_RATE_FPS,
-            "KEY_FRAME_INTERVAL_FRAMES must lie between 1 and FRAME_RATE_FPS: a clip can begin only at a key frame",
-        ),
-        (BITRATE_BPS >= 10_000, "BITRATE_BPS is in bits per second, so at least 10_000"),
-        (
-            CAMERA_STALL_S >= 3 / FRAME_RATE_FPS and CAMERA_STALL_S >= 1,
-            "CAMERA_STALL_S must be at least 1 s and three frames long, or a healthy camera is restarted",
-        ),
-        (LOOP_STALL_S >= 10, "LOOP_STALL_S must be at least 10 s: restarting a camera takes 3 s of the loop"),
-        (LOOP_TICK_S <= 1, "LOOP_TICK_S must be at most 1 s, or SIGTERM is heard too late"),
-        (VIDEOS_BUCKET != IMAGES_BUCKET, "VIDEOS_BUCKET and IMAGES_BUCKET must differ: alerts hang on the images"),
-        (MIN_FREE_DISK_BYTES >= 0, "MIN_FREE_DISK_BYTES must not be negative"),
-        (1 <= JPEG_QUALITY <= 100, "JPEG_QUALITY must lie between 1 and 100"),
-    )
-    return [advice for holds, advice in rules if not holds]
-
-
 def guard(folder: Path, stop: threading.Event, *, demo: bool = False) -> int:
     """Make the folders, make sure that no other daemon has them, and run; the exit code."""
     from guardianberry.system import AlreadyRunningError, lock_folder, make_private_folder
@@ -259,7 +218,7 @@ def main() -> int:
 
     os.umask(0o077)  # whatever this process writes is for its owner alone
     set_up_logging(verbose=options.verbose)
-    if problems := check_constants():
+    if problems := find_problems(globals()):
         for advice in problems:
             log.error("%s (top of %s)", advice, Path(__file__).name)
         return EXIT_NEEDS_EDITING

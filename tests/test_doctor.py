@@ -474,7 +474,6 @@ def test_a_full_disk(machine: Machine, monkeypatch: pytest.MonkeyPatch, free: in
     [
         ("@reboot {launcher} >> log 2>&1", "ok"),
         ("@reboot  /bin/bash {launcher}", "ok"),
-        ("# @reboot {launcher}", "warn"),
         ("@reboot {launcher}.old", "warn"),
         ("@reboot /home/other/launch.sh", "warn"),
         ("@daily {launcher}", "warn"),
@@ -487,6 +486,13 @@ def test_the_line_for_cron(machine: Machine, table: str, level: str) -> None:
     finding = check_machine.check_start_at_boot(machine.program, machine.root)
     assert finding.level == level
     assert level == "ok" or f"@reboot {launcher} >> " in finding.advice
+
+
+def test_a_line_that_is_commented_out_is_none(machine: Machine) -> None:
+    machine.cron(f"# @reboot {machine.program}/launch.sh")
+    assert (
+        check_machine.check_start_at_boot(machine.program, machine.root).text == "nothing starts it after a power cut"
+    )
 
 
 def test_other_ways_to_start_at_boot(machine: Machine) -> None:

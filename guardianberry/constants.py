@@ -1,0 +1,58 @@
+"""Whether the constants at the top of the script can work together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+
+def find_problems(constants: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the constants, by name, in the owner's words; empty when nothing is."""
+    c = SimpleNamespace(**{name: value for name, value in constants.items() if name.isupper()})
+    try:
+        rules = _rules(c)
+    except TypeError as error:  # a number in quotes, say
+        return [f"a constant has the wrong type: {error}"]
+    return [advice for holds, advice in rules if not holds]
+
+
+def _rules(c: SimpleNamespace) -> tuple[tuple[bool, str], ...]:
+    return (
+        (0 < c.CONF_THRES < 1, "CONF_THRES must lie between 0 and 1"),
+        (0 < c.IOU_THRES <= 1, "IOU_THRES must lie between 0 and 1"),
+        (c.MAX_DET >= 1, "MAX_DET must be at least 1"),
+        (
+            1 <= c.DETECTIONS_TO_START <= c.DETECTION_WINDOW_LOOKS,
+            "DETECTIONS_TO_START must lie between 1 and DETECTION_WINDOW_LOOKS",
+        ),
+        (c.PERSON_GONE_AFTER_S >= 0, "PERSON_GONE_AFTER_S must not be negative"),
+        (
+            0 <= c.PRE_ROLL_S <= c.MAX_RECORDING_DURATION_S / 2,
+            "PRE_ROLL_S must be at most half of MAX_RECORDING_DURATION_S, or the clip is over before the person is",
+        ),
+        (
+            c.MIN_GAP_BETWEEN_VIDEO_START_S >= c.MAX_RECORDING_DURATION_S,
+            "MIN_GAP_BETWEEN_VIDEO_START_S must be at least MAX_RECORDING_DURATION_S, or clips would overlap",
+        ),
+        (
+            all(size >= 64 and size % 2 == 0 for size in (c.FRAME_WIDTH_PX, c.FRAME_HEIGHT_PX)),
+            "FRAME_WIDTH_PX and FRAME_HEIGHT_PX must be even (H.264) and at least 64",
+        ),
+        (c.DETECTOR_INPUT_WIDTH_PX >= 64, "DETECTOR_INPUT_WIDTH_PX must be at least 64"),
+        (c.FRAME_RATE_FPS > 0, "FRAME_RATE_FPS must be above 0"),
+        (
+            1 <= c.KEY_FRAME_INTERVAL_FRAMES <= c.FRAME_RATE_FPS,
+            "KEY_FRAME_INTERVAL_FRAMES must lie between 1 and FRAME_RATE_FPS: a clip can begin only at a key frame",
+        ),
+        (c.BITRATE_BPS >= 10_000, "BITRATE_BPS is in bits per second, so at least 10_000"),
+        (
+            c.CAMERA_STALL_S >= 3 / c.FRAME_RATE_FPS and c.CAMERA_STALL_S >= 1,
+            "CAMERA_STALL_S must be at least 1 s and three frames long, or a healthy camera is restarted",
+        ),
+        (c.LOOP_STALL_S >= 10, "LOOP_STALL_S must be at least 10 s: restarting a camera takes 3 s of the loop"),
+        (c.LOOP_TICK_S <= 1, "LOOP_TICK_S must be at most 1 s, or SIGTERM is heard too late"),
+        (c.VIDEOS_BUCKET != c.IMAGES_BUCKET, "VIDEOS_BUCKET and IMAGES_BUCKET must differ: alerts hang on the images"),
+        (c.MIN_FREE_DISK_BYTES >= 0, "MIN_FREE_DISK_BYTES must not be negative"),
+        (1 <= c.JPEG_QUALITY <= 100, "JPEG_QUALITY must lie between 1 and 100"),
+    )
