@@ -28,6 +28,7 @@ import threading
 from pathlib import Path
 
 from guardianberry.constants import find_problems
+from guardianberry.logs import formatter
 
 # ---- Events: when a recording starts and how long it lasts
 MAX_RECORDING_DURATION_S = 20  # of video in all, pre-roll included; longer clips reach S3 later on a slow uplink
@@ -42,6 +43,7 @@ WEIGHTS = "yolov5n.pt"  # in models/: an official YOLOv5 checkpoint, fetched onc
 CONF_THRES = 0.255  # 0 to 1; below it a shadow is a person, above it a person in the dark is none
 IOU_THRES = 0.45  # 0 to 1; boxes that overlap more are one person
 MAX_DET = 1000  # people in one frame; a bound, not a setting
+MAX_BLIND_S = 1  # where nothing moves, a look this often finds who stands still; 10 is cooler and finds them later
 DETECTOR_INPUT_WIDTH_PX = 416  # 640 costs 2.3 times as much, sees 1.5 times as far, and takes some cars for people
 
 # ---- Camera
@@ -81,7 +83,9 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
     from guardianberry.detector import Detector
     from guardianberry.disk import Disk
     from guardianberry.events import EventFiles
+    from guardianberry.motion import MotionGate
     from guardianberry.recorder import Look, Recorder, Start, Stop
+    from guardianberry.summary import DailySummary
     from guardianberry.system import get_rpi_serial_number
     from guardianberry.uploader import Uploader
     from guardianberry.weights import find_graph
@@ -99,9 +103,10 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
         wait_s=0 if demo else CLOCK_WAIT_S,
         is_synchronised=marker_exists(CLOCK_SYNC_FILE) if CLOCK_SYNC_FILE else system_clock_is_synchronised,
     )
+    images, videos = folder / "images", folder / "videos"
     uploader = Uploader(
-        images_folder=folder / "images",
-        videos_folder=folder / "videos",
+        images_folder=images,
+        videos_folder=videos,
         images_bucket=IMAGES_BUCKET,
         videos_bucket=VIDEOS_BUCKET,
         server_side_encryption=SERVER_SIDE_ENCRYPTION,
@@ -113,15 +118,10 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
         },
         may_upload=clock.is_set,
     )
-    disk = Disk(
-        folder=folder,
-        images_folder=folder / "images",
-        videos_folder=folder / "videos",
-        min_free_bytes=MIN_FREE_DISK_BYTES,
-    )
+    disk = Disk(folder=folder, images_folder=images, videos_folder=videos, min_free_bytes=MIN_FREE_DISK_BYTES)
     events = EventFiles(
-        images_folder=folder / "images",
-        videos_folder=folder / "videos",
+        images_folder=images,
+        videos_folder=videos,
         clock=clock,
         disk=disk,
         uploads=uploader,
@@ -147,6 +147,8 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
         stall_s=CAMERA_STALL_S,
         heed_others=not demo,  # a demo leaves the camera alone, so it need not wait for it
     )
+    gate = MotionGate(max_blind_s=MAX_BLIND_S)
+    summary = DailySummary(folder, uploader, clock.monotonic())
     events.recover()
     uploader.start()
     last_number = -1
@@ -158,6 +160,7 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
             events.stop(stopped)
         events.release_held()
         disk.make_room()
+        summary.pass_by(clock.monotonic(), events=events.started, relaunches=camera.relaunches)
 
         # Wait: for a frame that has not been looked at yet
         frame = camera.newest_frame(timeout_s=LOOP_TICK_S, after_number=last_number, stop=stop)
@@ -165,13 +168,17 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
             continue
         last_number = frame.number
 
-        # Look
+        # Look: at what moves, at every frame while a person is known or suspected, and every MAX_BLIND_S anyhow
+        attentive = recorder.recording or recorder.suspects
+        if not gate.needs_look(frame.luma(), frame.arrival_s, attentive=attentive):
+            log.debug("frame %d: nothing moves", frame.number)
+            continue
         people = detector.find_people(frame.bgr)
         look = Look(frame.arrival_s, [person.confidence for person in people], detector.last_ms, frame, people)
         log.debug("frame %d: %d person(s), %.0f ms", frame.number, len(people), detector.last_ms)
 
         # Decide
-        action = recorder.step(look, clip_start_s=camera.clip_start_s() or frame.arrival_s)
+        action = recorder.step(look, clip_start_s=camera.clip_start_s())
 
         # Act
         if isinstance(action, Start):
@@ -212,11 +219,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description="Guards a room with a Raspberry Pi camera. Settings: top of this file."
     )
+    parser.add_argument("--check", action="store_true", help="say what works here and what does not, and end")
+    parser.add_argument("--upload", action="store_true", help="with --check: also put a tiny object into each bucket")
     parser.add_argument("--demo", nargs="?", const="", metavar="VIDEO", help="a video file in place of the camera")
     parser.add_argument("-v", dest="verbose", action="store_true", help="log each frame")
     options = parser.parse_args()
 
     os.umask(0o077)  # whatever this process writes is for its owner alone
+    if options.check:
+        from guardianberry.doctor import examine
+
+        return examine(HERE, globals(), upload=options.upload)
     set_up_logging(verbose=options.verbose)
     if problems := find_problems(globals()):
         for advice in problems:
@@ -227,7 +240,6 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     if options.demo is None:
         return guard(HERE, stop)
-
     from guardianberry.demo import staged
 
     with staged(HERE, options.demo, stop) as folder:
@@ -237,7 +249,7 @@ def main() -> int:
 def set_up_logging(*, verbose: bool) -> None:
     """To stderr, a line an event. Only our own loggers: botocore's debug lines would show signatures."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    handler.setFormatter(formatter())
     logging.getLogger().addHandler(handler)
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
 

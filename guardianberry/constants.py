@@ -39,6 +39,10 @@ def _rules(c: SimpleNamespace) -> tuple[tuple[bool, str], ...]:
             all(size >= 64 and size % 2 == 0 for size in (c.FRAME_WIDTH_PX, c.FRAME_HEIGHT_PX)),
             "FRAME_WIDTH_PX and FRAME_HEIGHT_PX must be even (H.264) and at least 64",
         ),
+        (
+            0 < c.MAX_BLIND_S <= c.MAX_RECORDING_DURATION_S,
+            "MAX_BLIND_S must lie between 0 and MAX_RECORDING_DURATION_S, or people who stand still are missed",
+        ),
         (c.DETECTOR_INPUT_WIDTH_PX >= 64, "DETECTOR_INPUT_WIDTH_PX must be at least 64"),
         (c.FRAME_RATE_FPS > 0, "FRAME_RATE_FPS must be above 0"),
         (

@@ -13,7 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from types import SimpleNamespace
+from typing import Any, TextIO
 
 from guardianberry.camera_program import RunningCamera, running_cameras
 from guardianberry.check_camera import CameraPlan, ModelPlan, check_model, check_program, held_or_tried, is_prepared
@@ -25,6 +26,8 @@ from guardianberry.check_machine import (
     check_system,
     check_user,
 )
+from guardianberry.clock import marker_exists, system_clock_is_synchronised
+from guardianberry.constants import find_problems
 from guardianberry.findings import FAIL, WARN, Finding, fail, ok, warn
 from guardianberry.system import AlreadyRunningError, lock_folder
 
@@ -75,6 +78,38 @@ def check(
     tell(check_way_out(buckets, server_side_encryption, root, upload=upload))
     page.write(f"\n{verdict(levels, upload=upload)}\n")
     return 1 if levels[FAIL] else 0
+
+
+def examine(folder: Path, constants: Mapping[str, Any], *, upload: bool) -> int:
+    """`check` with the constants of the script, by name; the exit code."""
+    c = SimpleNamespace(**{name: value for name, value in constants.items() if name.isupper()})
+    marker = c.CLOCK_SYNC_FILE
+    return check(
+        folder,
+        camera=CameraPlan(
+            width_px=c.FRAME_WIDTH_PX,
+            height_px=c.FRAME_HEIGHT_PX,
+            frame_rate_fps=c.FRAME_RATE_FPS,
+            intra_frames=c.KEY_FRAME_INTERVAL_FRAMES,
+            bitrate_bps=c.BITRATE_BPS,
+            stream_url=c.STREAM_URL,
+            stall_s=c.CAMERA_STALL_S,
+        ),
+        model=ModelPlan(
+            weights=c.WEIGHTS,
+            models_folder=folder / "models",
+            input_width_px=c.DETECTOR_INPUT_WIDTH_PX,
+            conf_thres=c.CONF_THRES,
+            iou_thres=c.IOU_THRES,
+            max_det=c.MAX_DET,
+        ),
+        buckets={"images": c.IMAGES_BUCKET, "videos": c.VIDEOS_BUCKET},
+        server_side_encryption=c.SERVER_SIDE_ENCRYPTION,
+        clock_is_synchronised=marker_exists(marker) if marker else system_clock_is_synchronised,
+        clock_wait_s=c.CLOCK_WAIT_S,
+        problems=find_problems(constants),
+        upload=upload,
+    )
 
 
 def check_constants(problems: Sequence[str]) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 import detect_and_upload
+from tests import aws_rig
 from tests.aws_cli import AwsCli, expand_for_each
 from tests.aws_rig import (
     ACCOUNT,
@@ -40,7 +41,12 @@ from tests.aws_rig import (
 )
 from tests.daemon import SCENE, Daemon
 
-pytest_plugins = ["tests.aws_rig"]
+# Fixtures
+moto_process = aws_rig.moto_process
+moto = aws_rig.moto
+home = aws_rig.home
+cli = aws_rig.cli
+deployed = aws_rig.deployed
 
 
 # ---- Policies, evaluated as the IAM user guide says ("Policy evaluation logic") --------------------------------------

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests import aws_rig
 from tests.aws_cli import AwsCli
 from tests.aws_rig import (
     IMAGES,
@@ -35,7 +36,12 @@ from tests.aws_rig import (
 )
 from tests.s3_server import free_port
 
-pytest_plugins = ["tests.aws_rig"]
+# Fixtures
+moto_process = aws_rig.moto_process
+moto = aws_rig.moto
+home = aws_rig.home
+cli = aws_rig.cli
+deployed = aws_rig.deployed
 
 
 # ---- credential_process ----------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ def test_the_defaults_are_sound():
         ("MIN_GAP_BETWEEN_VIDEO_START_S", script.MAX_RECORDING_DURATION_S - 1),
         ("FRAME_WIDTH_PX", 641),
         ("FRAME_HEIGHT_PX", 2),
+        ("MAX_BLIND_S", script.MAX_RECORDING_DURATION_S + 1),
         ("DETECTOR_INPUT_WIDTH_PX", 0),
         ("FRAME_RATE_FPS", 0.0001),
         ("KEY_FRAME_INTERVAL_FRAMES", script.FRAME_RATE_FPS + 1),

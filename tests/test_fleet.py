@@ -14,7 +14,7 @@ from tests.aws_cli import expand_for_each
 from tests.aws_rig import ROOT, TEMPLATE, jpeg, mp4
 from tests.s3_server import S3Server
 
-DEVICES, EVENTS = 50, 2
+DEVICES, EVENTS = 50, 1
 VIDEOS, IMAGES = "fleet-videos", "fleet-images"
 
 

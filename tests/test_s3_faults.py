@@ -318,14 +318,14 @@ def test_a_mix_of_everything_loses_nothing_and_doubles_nothing(rig: Rig, s3: S3S
             contents[path.read_bytes()] = path.name
     faults = [Answer(500, "InternalError"), Answer(503, "SlowDown"), Answer(0), Answer(409, "OperationAborted"), None]
     faults += [Answer(403, "RequestTimeTooSkewed"), Answer(403, "ExpiredToken"), None, Answer(404, "NoSuchBucket")]
-    proxy.answers = faults * 4
-    proxy.replies_to_lose = 10
+    proxy.answers = faults * 2
+    proxy.replies_to_lose = 6
     uploader = rig.start()
     for _ in range(20):
         uploader.sweep_soon()
         time.sleep(0.05)
     rig.wait_until_empty(60)
-    assert proxy.lost_replies == 10
+    assert proxy.lost_replies == 6
     stored = [each.body for bucket in (rig.images_bucket, rig.videos_bucket) for each in s3.objects(bucket)]
     assert len(stored) == 40
     assert set(stored) == set(contents)
