@@ -12,13 +12,17 @@ say() { echo "launch.sh: $*" >&2; }
 # The stamp names the requirements that env/ was made from and is written last: a set-up that was interrupted, or an
 # update of requirements.txt, makes it anew; an ordinary boot needs no network.
 set_up() {
-    local stamp
-    stamp="env/.made-from-$(sha256sum requirements.txt | cut -c1-16)"
+    local stamp requirements=(-r requirements.txt)
+    # On a Pi each wheel must have the hash that is written down; elsewhere torch comes in builds that differ.
+    if [ "$(uname -m)" = aarch64 ]; then
+        requirements=(--no-deps --only-binary :all: --require-hashes -r requirements-aarch64.txt)
+    fi
+    stamp="env/.made-from-$(sha256sum "${requirements[-1]}" | cut -c1-16)"
     if [ -e "$stamp" ]; then return 0; fi
     say "setting up env/ (once; several minutes on a Pi)"
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { say "Python 3.11 or newer is needed"; return 1; }
     python3 -m venv env || { say "python3 -m venv failed; on Raspberry Pi OS: sudo apt install python3-venv"; return 1; }
-    env/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt || {
+    env/bin/python -m pip install --quiet --disable-pip-version-check "${requirements[@]}" || {
         say "the packages could not be installed; is there a network?"
         return 1
     }

@@ -26,7 +26,7 @@ from pathlib import Path
 import av
 import psutil
 
-from bench.kill import hidden_camera
+from bench.kill import own_camera
 from bench.offline import SCENE, encode
 from bench.report import machine, table, write_section
 from tests.daemon import Daemon, install_models
@@ -150,7 +150,7 @@ class Endurance:
         footage = folder / "footage.h264"
         footage.write_bytes(b"".join(itertools.islice(encode(SCENE, frame_rate_fps=FRAME_RATE_FPS), FOOTAGE_FRAMES)))
         self._control = folder / "control"
-        env = environment(self._proxy.url) | hidden_camera(folder / "bin")
+        env = environment(self._proxy.url) | own_camera(folder / "bin")
         env |= {"STAND_IN_H264": str(footage), "STAND_IN_LOG": str(folder / "camera.jsonl")}
         env |= {"STAND_IN_CONTROL": str(self._control)}
         self._daemon = Daemon(folder, models, env=env, **CONSTANTS, **self._buckets)

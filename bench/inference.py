@@ -170,7 +170,10 @@ def main() -> None:
         raise SystemExit(f"{CHECKPOINT} is missing: start the daemon once with WEIGHTS = {CHECKPOINT.name!r}")
     os.environ["PYTHONWARNINGS"] = "ignore"
     head = ["input", "threads", "precision", "ours, ms", "torch eager, ms", "times faster", "CPU times less"]
-    rows = [run(case, options.rounds) for case in CASES]
+    rows = []
+    for case in CASES:
+        print(case, flush=True)
+        rows.append(run(case, options.rounds))
     write_section("inference", table([*head, "peak memory, MiB", "boxes"], rows))
 
 

@@ -31,6 +31,7 @@ from typing import Any
 import av
 import psutil
 
+import detect_and_upload as script
 from bench.offline import SCENE, encode
 from bench.report import machine, table, write_section
 from guardianberry.weights import find_graph
@@ -46,9 +47,9 @@ CONSTANTS = {
     "PRE_ROLL_S": 1,
     "MIN_GAP_BETWEEN_VIDEO_START_S": 4,
     "CLOCK_WAIT_S": 0,
-    "DETECTOR_INPUT_WIDTH_PX": 256,
     "FRAME_RATE_FPS": FRAME_RATE_FPS,
 }
+CLIP_FRAMES = 4 * FRAME_RATE_FPS  # the first clip begins with the camera's first picture and is full after so many
 EVENT_LIFE_S = 5.0  # from the first picture to the end of the uploads
 UPLINK_BYTES_PER_S = 1_500_000
 GIVE_UP_S = 90.0
@@ -150,7 +151,7 @@ class Lane:
         self._proxy = FaultyProxy(s3.port)
         self._proxy.rate_bytes_per_s = UPLINK_BYTES_PER_S
         self._proxy.delay_s = 0.1
-        env = environment(self._proxy.url) | hidden_camera(folder / "bin")
+        env = environment(self._proxy.url) | own_camera(folder / "bin")
         env |= {"STAND_IN_H264": str(footage), "STAND_IN_LOG": str(folder / "camera.jsonl")}
         env |= {"STAND_IN_CONTROL": str(self._control)}
         self.daemon = Daemon(folder, models, env=env, **CONSTANTS, **self._buckets)
@@ -187,6 +188,15 @@ class Lane:
         path = self.folder / "camera.jsonl"
         return path.stat().st_size if path.exists() else 0
 
+    def _frames_sent(self) -> int:
+        """Since this start of the daemon."""
+        path = self.folder / "camera.jsonl"
+        if not path.exists():
+            return 0
+        with path.open("rb") as log:
+            log.seek(self._camera_log_start)
+            return log.read().count(b"\n")
+
     def _names(self, folder: str, prefix: str) -> set[str]:
         path = self.folder / folder
         return {name for name in os.listdir(path) if name.startswith(prefix)} if path.is_dir() else set()
@@ -202,7 +212,7 @@ class Lane:
             ("the image", lambda: bool(self._names("images", ".part-")), 0.01),
             ("the new image", lambda: bool(self._names("images", "1")), 0.05),
             ("the clip's opening", lambda: bool(self._names("videos", ".") - clips_left), 0.03),
-            ("the clip's closing", lambda: "recording stopped" in self._log, 0.03),
+            ("the clip's closing", lambda: self._frames_sent() > CLIP_FRAMES, 0.05),
             ("the clip's new name", lambda: "clip finished" in self._log, 0.1),
             ("an upload", lambda: self._proxy.connections > connections, 0.6),
         ]
@@ -228,16 +238,16 @@ class Lane:
     def _what_was_under_way(self) -> tuple[list[str], int | None]:
         labels = re.findall(r"event (\d+):", self._log)
         stopped = "recording stopped" in self._log.rpartition("event ")[2]
-        finished = "clip finished" in self._log.rpartition("recording stopped")[2]
-        clips = [name for name in self._names("videos", ".open-") if labels and f"-{labels[-1]}-" in name]
+        videos = self.folder / "videos"
+        clips = [videos / name for name in self._names("videos", ".open-") if labels and f"-{labels[-1]}-" in name]
         parts, began = self._names("videos", ".part-"), self._camera_log_bytes() > self._camera_log_start
         found = {
             "starting": not began,
             "writing the image": bool(self._names("images", ".part-")),
             "finishing a clip killed before": bool(parts) and not began,
             "opening the clip": bool(parts) and began,
-            "recording": bool(clips) and not stopped,
-            "closing the clip": bool(clips) and stopped and not finished,
+            "recording": any(not is_closed(clip) for clip in clips),
+            "naming the closed clip": any(is_closed(clip) for clip in clips),
             "with an image to upload": bool(self._names("images", "1")),
             "with a clip to upload": bool(self._names("videos", "1")),
         }
@@ -351,8 +361,18 @@ def pictures_in(path: Path, pictures: Sequence[bytes]) -> list[int]:
     return [pictures.index(slices_of(split_mp4(packet))) for packet in packets]
 
 
-def hidden_camera(folder: Path) -> dict[str, str]:
-    """PATH with a camera program that runs under another name: the daemons of the other lanes must not wait for it."""
+def is_closed(path: Path) -> bool:
+    """An MP4 that was closed has no fragments (moof boxes) any more."""
+    data, offset = path.read_bytes(), 0
+    while offset + 8 <= len(data):
+        if data[offset + 4 : offset + 8] == b"moof":
+            return False
+        offset += int.from_bytes(data[offset : offset + 4]) or len(data)
+    return True
+
+
+def own_camera(folder: Path) -> dict[str, str]:
+    """PATH with a camera program whose processes `cameras_in` can tell from those of others."""
     folder.mkdir(parents=True)
     (folder / "stand-in").symlink_to(ROOT / "demo" / "rpicam-vid")
     program = folder / "rpicam-vid"
@@ -362,7 +382,7 @@ def hidden_camera(folder: Path) -> dict[str, str]:
 
 
 def cameras_in(folder: Path) -> Iterator[psutil.Process]:
-    """Those started from `hidden_camera(folder)` that are alive."""
+    """Those started from `own_camera(folder)` that are alive."""
     for process in psutil.process_iter(["cmdline", "status"]):
         command = process.info["cmdline"] or []
         if any(word.startswith(str(folder)) for word in command) and process.info["status"] != psutil.STATUS_ZOMBIE:
@@ -372,7 +392,7 @@ def cameras_in(folder: Path) -> Iterator[psutil.Process]:
 def kill_often(folder: Path, models: Path, *, kills: int, lanes: int, seed: int, at_most_s: float = 1e9) -> Tally:
     """`kills` kills in all, shared out between `lanes` daemons at a time."""
     pictures = write_footage(folder / "footage.h264")
-    find_graph("yolov5n.pt", models)  # converted once, before anybody is killed
+    find_graph(script.WEIGHTS, models)  # converted once, before anybody is killed
     give_up_s = time.monotonic() + at_most_s
     total = Tally()
     with S3Server() as s3:

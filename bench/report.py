@@ -58,3 +58,15 @@ def busy_share(interval_s: float = 2.0) -> float:
     import psutil
 
     return psutil.cpu_percent(interval_s) / 100
+
+
+def fill_in(document: Path) -> None:
+    """Put the last results between the marks `<!-- NAME -->` and `<!-- end of NAME -->` of a Markdown document."""
+    text = document.read_text(encoding="utf-8")
+    for path in sorted(RESULTS.glob("*.md")):
+        marks = f"<!-- {path.stem} -->\n", f"<!-- end of {path.stem} -->\n"
+        if all(mark in text for mark in marks):
+            before, rest = text.split(marks[0], 1)
+            after = rest.split(marks[1], 1)[1]
+            text = f"{before}{marks[0]}\n{path.read_text(encoding='utf-8').strip()}\n\n{marks[1]}{after}"
+    document.write_text(text, encoding="utf-8")

@@ -37,10 +37,11 @@ class Backlog:
     def queue(self, closed: set[Kind], wake: threading.Event) -> Iterator[Waiting]:
         """Each waiting file once, in order, but none of a kind that is `closed` meanwhile.
 
-        When `wake` is set in between, the folders are looked into again, so that a new image is the next one.
+        When `wake` is set in between, the folders are looked into again, so that a new image is the next one. It is
+        set again at the end, for the sake of a new file with the name of one that was offered before.
         """
         offered: set[Path] = set()
-        new = True
+        new, woken = True, False
         while new:
             wake.clear()
             new, order = False, self._in_order()
@@ -53,6 +54,9 @@ class Backlog:
                 offered.add(waiting.path)
                 yield waiting
                 new = wake.is_set()
+                woken = woken or new
+        if woken:
+            wake.set()
 
     def _index_of_next(self, order: list[Waiting], kind: Kind | None) -> int:
         jumps, self._jumps = self._jumps, False

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import psutil
 
+from guardianberry.system import environment_without_credentials
+
 log = logging.getLogger(__name__)
 
 PROGRAMS = ("rpicam-vid", "libcamera-vid")
@@ -81,6 +83,7 @@ def ask_for_help(program: str) -> str | None:
     try:
         answer = subprocess.run(
             [program, "--help"],
+            env=environment_without_credentials(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -148,6 +151,7 @@ class CameraProcess:
                 [*guard, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=video_end,
+                env=environment_without_credentials(),
                 stderr=subprocess.PIPE,
                 start_new_session=True,
             )

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from guardianberry.filenames import PART_PREFIX
 from guardianberry.findings import Finding, fail, ok, warn
+from guardianberry.system import environment_without_credentials
 
 LITTLE_SPACE_BYTES = 1_000_000_000  # some 200 clips: a weekend without network
 NO_SPACE_BYTES = 50_000_000  # ten clips
@@ -31,6 +32,7 @@ def output_of(*command: str) -> str | None:
     try:
         answer = subprocess.run(
             command,
+            env=environment_without_credentials(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -129,7 +131,7 @@ def check_clock(is_synchronised: Callable[[], bool], wait_s: float, now_text: st
     return warn(
         "clock",
         f"not synchronised, it says {now_text}",
-        f"See `timedatectl`. Events wait for it until {wait_s:.0f} s after the boot and are then dated as it stands;"
+        f"See `timedatectl`. Events wait for it until {wait_s} s after the boot and are then dated as it stands;"
         " S3 refuses uploads from a clock that is 15 minutes off.",
     )
 

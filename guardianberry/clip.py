@@ -193,7 +193,7 @@ def recover_clips(
     Its duration comes from its own packets, all else from its name. An open file without a single readable frame is
     left as it is and named in the log. Call before anything records into `folder`.
     """
-    found = sorted(path for path in folder.iterdir() if path.name.startswith(OPEN_PREFIX) and path.is_file())
+    found = sorted(path for path in folder.iterdir() if _is_open_clip(path))
     for path in found:
         name, final_name = _parse_open_name(path.name)
         if name is None:
@@ -210,10 +210,18 @@ def recover_clips(
     return len(found)
 
 
+def _is_open_clip(path: Path) -> bool:
+    """A link is none: what it leads to is not ours to change."""
+    return path.name.startswith(OPEN_PREFIX) and path.is_file() and not path.is_symlink()
+
+
 def remove_parts(folder: Path) -> None:
     """Remove what a crash left half-written: files whose content exists nowhere else are never called like this."""
     for path in folder.glob(PART_PREFIX + "*"):
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:  # a folder of that name, or another user's file: no reason not to guard
+            log.warning("%s/%s cannot be removed (%s)", folder.name, path.name, error.strerror)
 
 
 def _with_facts(name: VideoName, facts: EventFacts) -> VideoName:

@@ -140,7 +140,7 @@ class S3:
                 raise RefusedError(*cause_of_exception(error)) from error
             except botocore.exceptions.ClientError as error:  # of the service that hands a role's credentials out
                 raise RefusedError(CREDENTIALS_UNREADABLE, status_and_code(error)[1]) from error
-            except (OSError, ValueError) as error:  # a credential_process that is not there or says no JSON
+            except (OSError, ValueError, RuntimeError) as error:  # a credential_process: not there, no JSON, old keys
                 raise RefusedError(CREDENTIALS_UNREADABLE, type(error).__name__) from error
             return self._client
 

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 _IDLE_PAUSE_S = SET_ASIDE_S  # files that somebody put there by hand, and those set aside, get another look
 _CRASH_PAUSE_S = 60.0
 _CLOCK_PAUSE_S = 1.0  # between two looks at `may_upload`
-_LEAST_PAUSE_S = 0.5  # after a sweep that failed, however often another one is asked for
+_LEAST_PAUSE_S = 0.5  # between two sweeps, however often another one is asked for
 _ALERT_PAUSES_S = (0.0, 1.0, 3.0)  # before each try of an alert; after the last one it is the sweep's
 _MOST_ALERT_THREADS = 8
 _MOST_SUSPECTS = 3  # files that fail in a row; if any other one fails too, S3 is at fault and not they
@@ -182,8 +182,7 @@ class Uploader:
             except Exception:
                 log.exception("the sweep failed; it goes on in a minute")
                 pause_s = _CRASH_PAUSE_S
-            if pause_s != _IDLE_PAUSE_S:
-                self._pause(self._stopped, min(pause_s, _LEAST_PAUSE_S))
+            self._pause(self._stopped, _LEAST_PAUSE_S)
             self._pause(self._wake, max(0.0, pause_s - _LEAST_PAUSE_S))
 
     def _prepare(self) -> None:
@@ -278,6 +277,7 @@ class Uploader:
         else:
             if not deleted:
                 log.debug("%s was changed during its upload; the new version goes up, too", file.waiting.file_name)
+                self._wake.set()
 
     def _metadata(self, file: OpenFile) -> dict[str, str]:
         common = {"rpi_serial_no": self._serial}

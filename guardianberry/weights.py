@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from guardianberry.convert import CONVERTERS, REFUSED
 from guardianberry.graph import CONVERTER_VERSION, file_sha256
+from guardianberry.system import environment_without_credentials
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +184,13 @@ def _convert(source: Path, xml: Path, job: _Job) -> None:
     command = [*job.converter, str(source.absolute()), str(xml.absolute())]
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(
-            command, cwd=root, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            cwd=root,
+            env=environment_without_credentials(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
         ending = _wait(child, job)
         output.seek(0)

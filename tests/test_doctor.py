@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shutil
+import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from guardianberry.camera_program import RunningCamera
 from guardianberry.check_camera import CameraPlan, ModelPlan
 from guardianberry.findings import Finding
 from guardianberry.system import lock_folder
-from tests.daemon import ROOT
+from tests.daemon import ROOT, STAND_IN_PATH, install
 from tests.faulty_proxy import Answer, FaultyProxy
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server, environment
 
@@ -510,6 +511,23 @@ def test_other_ways_to_start_at_boot(machine: Machine) -> None:
 
 
 # The page
+
+
+def test_the_script_shows_the_page_on_stdout_and_nothing_else(tmp_path: Path, graph: Path) -> None:
+    script = install(tmp_path, WEIGHTS="tiny.xml", FRAME_RATE_FPS="ten")
+    (tmp_path / "models").symlink_to(graph)
+    environment = {"PATH": STAND_IN_PATH, "HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
+    command = [sys.executable, str(script), "--check"]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert answer.returncode == 1
+    assert answer.stderr == ""
+    assert "wrong type" in line(answer.stdout, "settings", "FAIL")
+    assert "GuardianBerry would NOT work: 2 FAIL" in answer.stdout
+    install(tmp_path, WEIGHTS="tiny.xml")
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert levels(answer.stdout)["settings"] == "ok"
+    assert re.search(r"tiny\.xml, \d+ ms a frame", line(answer.stdout, "model", "ok"))
+    assert answer.stderr == ""
 
 
 def test_lines_are_wrapped_but_commands_stay_in_one_piece() -> None:

@@ -322,7 +322,6 @@ def test_a_file_that_is_changed_during_its_upload_is_not_lost(rig: Rig, s3: S3Se
         rig.add_image(1_700_000_000, second)
         proxy.delay_s = 0
         wait_until(lambda: uploader.counters().images == 1, "the first one does not arrive")
-        uploader.sweep_soon()
         rig.wait_until_empty()
     assert {stored.body for stored in s3.objects(rig.images_bucket)} == {first, second}
 
@@ -338,7 +337,6 @@ def test_a_file_that_grows_during_its_upload_is_not_deleted(rig: Rig, s3: S3Serv
             file.write(box(b"free", b"more"))
         wait_until(lambda: uploader.counters().videos == 1, "it does not arrive")
         grown = path.read_bytes()
-        uploader.sweep_soon()
         rig.wait_until_empty()
     assert grown in {stored.body for stored in s3.objects(rig.videos_bucket)}
 
@@ -662,7 +660,11 @@ def test_stop_lets_an_alert_under_way_finish(rig: Rig, s3: S3Server) -> None:
     assert rig.left() == []
 
 
-def test_stop_in_mid_upload_is_no_failure(rig: Rig, s3: S3Server, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_stop_in_mid_upload_is_prompt_and_no_failure(
+    rig: Rig, s3: S3Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, attempts: int
+) -> None:
+    monkeypatch.setattr("guardianberry.s3._ATTEMPTS", attempts)
     rig.add_video(1_700_000_000, mp4(2_000_000))
     with FaultyProxy(s3.port) as proxy:
         proxy.rate_bytes_per_s = 50_000
@@ -670,7 +672,9 @@ def test_stop_in_mid_upload_is_no_failure(rig: Rig, s3: S3Server, caplog: pytest
         uploader = rig.start()
         wait_until(lambda: proxy.connections, "it does not connect")
         time.sleep(0.2)
-        uploader.stop(20)
+        asked_s = time.monotonic()
+        uploader.stop(30)
+        assert time.monotonic() - asked_s < 15
     assert len(rig.left()) == 1
     assert warnings(caplog) == []
     assert not s3.keys(rig.videos_bucket)

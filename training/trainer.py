@@ -26,7 +26,7 @@ from training.loss import (
 from training.team import Team
 
 # Optimisation
-PEAK_RATE = 1.5e-3  # AdamW; the schedule rises to it over the warm-up and falls to FINAL_RATE_SHARE of it as a cosine
+PEAK_RATE = 2e-3  # AdamW; the schedule rises to it over the warm-up and falls to FINAL_RATE_SHARE of it as a cosine
 FINAL_RATE_SHARE = 0.02
 WEIGHT_DECAY = 0.02  # on the convolutions' weights only
 WARM_UP_BATCHES = 500

@@ -1,0 +1,51 @@
+"""All benches, one after the other: `python -m bench [--quick] [NAME ...]`; then the plots, and docs/performance.md.
+
+Leave the machine alone meanwhile. --quick runs every bench for some seconds, to see that all of them work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+
+from bench import report
+
+QUICK = {
+    "inference": ["--rounds", "2"],
+    "recording": ["--rounds", "3"],
+    "startup": ["--rounds", "2"],
+    "latency": ["--events", "5"],
+    "daemon": ["--seconds", "5", "--rates", "10"],
+    "motion": [],
+    "memory": [],
+    "input_size": ["416"],
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(QUICK))
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(QUICK):
+        parser.error(f"no such bench: {', '.join(sorted(unknown))}")
+    failed = []
+    for name in options.names or QUICK:
+        started_s = time.monotonic()
+        command = [sys.executable, "-m", f"bench.{name}", *(QUICK[name] if options.quick else [])]
+        print(f"\n### {name}\n", flush=True)
+        if subprocess.run(command, cwd=report.ROOT).returncode != 0:
+            failed.append(name)
+        print(f"({name}: {time.monotonic() - started_s:.0f} s)", flush=True)
+    subprocess.run([sys.executable, "-m", "bench.plots"], cwd=report.ROOT)
+    if not options.quick:
+        report.fill_in(report.ROOT / "docs" / "performance.md")
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
