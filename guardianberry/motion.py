@@ -77,7 +77,8 @@ class MotionGate:
                 return True
         moving = deviation > FLOOR_LEVELS + RESTLESSNESS_FACTOR * self._restlessness
         if attentive:
-            change[1:-1, 1:-1][moving] = 0  # people known as such leave no ghost behind that would keep the gate open
+            # People known as such leave no ghost behind that would keep the gate open.
+            change[np.pad(moving, 1, "edge")] = 0
             deviation = self._restlessness
         self._learn(change, deviation, time_s)
         return bool(moving.any())
@@ -88,7 +89,7 @@ class MotionGate:
         return change, np.abs(_blur(change))
 
     def _learn(self, change: Array, deviation: Array, time_s: float) -> None:
-        elapsed_s = max(0.0, time_s - self._last_s)
+        elapsed_s = time_s - self._last_s
         self._last_s = time_s
         self._seen_frames += 1
         # In the beginning plain averages: after ten frames the noise is known, not after half a minute.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,8 @@ from tests.daemon import install_models
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder shared by the session, with the default model converted already."""
     folder = install_models(tmp_path_factory.mktemp("installed") / "models")
     find_graph(script.WEIGHTS, folder)
-    yield folder
+    return folder

@@ -11,7 +11,7 @@ from tests.s3_server import S3Server
 
 DURATION_S = 80.0  # nearly three times through the footage
 WARM_UP_S = 30.0
-MOST_GROWTH_MB = 15.0  # one picture kept out of ten would be 60 MB, each clip kept 15 MB
+MOST_GROWTH_MB = 8.0  # one picture in ten kept would be 30 MB, each clip kept 8 MB
 EVENTS = 5
 
 

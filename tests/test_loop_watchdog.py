@@ -26,12 +26,10 @@ SETTINGS = {
     "LOOP_STALL_S": 10,  # the least that check_constants allows
 }
 # libc's sleep through PyDLL keeps the GIL, as a hang inside a C library would: no Python code runs in any thread.
-HANG = """
-        if (HERE / "hang").exists():
+FRAME_SEEN = "        last_number = frame.number\n"
+HANG = """        if (HERE / "hang").exists():
             (HERE / "hang").unlink()
             import ctypes; ctypes.PyDLL(None).sleep(3600)
-
-        # Look
 """
 
 
@@ -41,7 +39,8 @@ class Launched(Daemon):
     def __init__(self, folder: Path, models: Path, **settings) -> None:
         super().__init__(folder, models, **settings)
         shutil.copy(ROOT / "launch.sh", folder)
-        (folder / "requirements.txt").write_text("# nothing\n", encoding="utf-8")
+        for name in ("requirements.txt", "requirements-aarch64.txt"):
+            (folder / name).write_text("# nothing\n", encoding="utf-8")
         stamp = hashlib.sha256((folder / "requirements.txt").read_bytes()).hexdigest()[:16]
         python = folder / "env" / "bin" / "python"
         python.parent.mkdir(parents=True)
@@ -50,10 +49,10 @@ class Launched(Daemon):
         (folder / f"env/.made-from-{stamp}").touch()
         self._command = [str(folder / "launch.sh")]
 
-    def insert(self, before: str, code: str) -> None:
+    def insert(self, after: str, code: str) -> None:
         script = self.script.read_text(encoding="utf-8")
-        assert script.count(before) == 1, f"{before!r} is not once in the script"
-        self.script.write_text(script.replace(before, code), encoding="utf-8")
+        assert script.count(after) == 1, f"{after!r} is not once in the script"
+        self.script.write_text(script.replace(after, after + code), encoding="utf-8")
 
     def daemons(self) -> list[psutil.Process]:
         return [child for child in psutil.Process(self.process.pid).children() if "sleep" not in child.name()]
@@ -80,7 +79,7 @@ def launched(tmp_path: Path, models: Path) -> Iterator[Launched]:
 
 @pytest.mark.slow
 def test_a_loop_that_hangs_in_native_code_is_ended_with_a_stack_dump_and_started_again(launched: Launched) -> None:
-    launched.insert("\n        # Look\n", HANG)
+    launched.insert(FRAME_SEEN, HANG)
     launched.start()
     launched.wait_for_log(r"event (\d+)", timeout_s=90)
     time.sleep(2)
