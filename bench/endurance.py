@@ -26,7 +26,7 @@ from pathlib import Path
 import av
 import psutil
 
-from bench.kill import own_camera
+from bench.footage import FRAME_RATE_FPS, own_camera
 from bench.offline import SCENE, encode
 from bench.report import machine, table, write_section
 from tests.daemon import Daemon, install_models
@@ -34,7 +34,6 @@ from tests.faulty_proxy import Answer, FaultyProxy
 from tests.h264 import decode
 from tests.s3_server import S3Server, environment
 
-FRAME_RATE_FPS = 10
 FOOTAGE_FRAMES = 300
 VISITS = (53, 216)  # frames of scene.mp4 in which a person comes into view
 SLACK_S = 2.0  # between a visit's first frame and its event: the person is half in the picture, and labels are rounded
@@ -45,6 +44,7 @@ CONSTANTS = {
     "FRAME_RATE_FPS": FRAME_RATE_FPS,
 }
 WARM_UP_S = 15 * 60.0
+SHORTEST_SLOPE_S = 10 * 60.0
 FLAT_MB_PER_H = 5.0
 DRAIN_S = 180.0
 FAULTS: dict[str, dict[str, object]] = {
@@ -89,9 +89,9 @@ class Report:
     wrong: list[str] = dataclasses.field(default_factory=list)
 
     def slope_mb_per_h(self, warm_up_s: float) -> float | None:
-        """By least squares over the samples after the warm-up; None if there are fewer than ten."""
+        """By least squares over the samples after the warm-up; None where they tell nothing about an hour."""
         settled = [sample for sample in self.samples if sample.at_s >= warm_up_s]
-        if len(settled) < 10:
+        if self.duration_s - warm_up_s < SHORTEST_SLOPE_S:
             return None
         return (
             3600
@@ -116,10 +116,10 @@ class Report:
     def lines(self, warm_up_s: float = WARM_UP_S) -> list[str]:
         slope = self.slope_mb_per_h(warm_up_s)
         settled = [sample.resident_mb for sample in self.samples if sample.at_s >= warm_up_s] or [0.0]
-        told = "too short" if slope is None else f"{slope:+.2f} MB/h ({min(settled):.1f} to {max(settled):.1f} MB)"
+        told = "" if slope is None else f"{slope:+.2f} MB/h, "
         rows = [
             ("duration", f"{self.duration_s / 60:.0f} min"),
-            ("memory after " + f"{warm_up_s / 60:g} min", told),
+            (f"memory after {warm_up_s / 60:.1f} min", f"{told}{min(settled):.1f} to {max(settled):.1f} MB"),
             ("memory at the end", f"{self.samples[-1].resident_mb:.1f} MB"),
             ("threads at rest, first and last third", "{} and {}".format(*self.at_rest("threads"))),
             ("threads at most, first and second half", "{} and {}".format(*self.peaks("threads"))),

@@ -24,24 +24,21 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import av
-import psutil
 
 import detect_and_upload as script
-from bench.offline import SCENE, encode
+from bench.footage import FRAME_RATE_FPS, cameras_in, is_closed, own_camera, pictures_in, write_footage
 from bench.report import machine, table, write_section
 from guardianberry.weights import find_graph
-from tests.daemon import ROOT, Daemon, install_models
+from tests.daemon import Daemon, install_models
 from tests.faulty_proxy import FaultyProxy
 from tests.h264 import decode
 from tests.s3_server import S3Server, StoredObject, environment
 
-FRAME_RATE_FPS = 10
-FOOTAGE_UNITS = slice(60, 120)  # of scene.mp4: six seconds with a person, from a key frame on
 CONSTANTS = {
     "MAX_RECORDING_DURATION_S": 4,
     "PRE_ROLL_S": 1,
@@ -55,32 +52,6 @@ UPLINK_BYTES_PER_S = 1_500_000
 GIVE_UP_S = 90.0
 LOOK_EVERY_S = 0.001
 MOST_LOST_S = 1.0
-
-
-def write_footage(path: Path, units: slice = FOOTAGE_UNITS) -> list[bytes]:
-    """An Annex-B file of these units of scene.mp4, for STAND_IN_H264; what identifies each of its pictures."""
-    made = list(itertools.islice(encode(SCENE, frame_rate_fps=FRAME_RATE_FPS), units.start, units.stop))
-    path.write_bytes(b"".join(made))
-    pictures = [slices_of(split_annex_b(unit)) for unit in made]
-    assert len(set(pictures)) == len(pictures), "the footage has two equal pictures"
-    return pictures
-
-
-def split_annex_b(unit: bytes) -> list[bytes]:
-    return [part.rstrip(b"\0") for part in re.split(b"\0\0\1", unit) if part.strip(b"\0")]
-
-
-def split_mp4(packet: bytes) -> Iterator[bytes]:
-    offset = 0
-    while offset < len(packet):
-        length = int.from_bytes(packet[offset : offset + 4])
-        yield packet[offset + 4 : offset + 4 + length].rstrip(b"\0")
-        offset += 4 + length
-
-
-def slices_of(nal_units: Sequence[bytes] | Iterator[bytes]) -> bytes:
-    """The coded picture alone, without parameter sets."""
-    return b"".join(nal for nal in nal_units if nal[0] & 0x1F in (1, 5))
 
 
 @dataclasses.dataclass
@@ -352,41 +323,6 @@ class Lane:
         self.tally.lost_s.append(lost_s)
         if lost_s > MOST_LOST_S:
             self.tally.wrong.append(f"clip {label} ends {lost_s:.2f} s before the kill")
-
-
-def pictures_in(path: Path, pictures: Sequence[bytes]) -> list[int]:
-    """Which of the footage's pictures the clip shows; raises ValueError for one that is none of them."""
-    with av.open(str(path)) as container:
-        packets = [bytes(packet) for packet in container.demux(video=0) if packet.dts is not None]
-    return [pictures.index(slices_of(split_mp4(packet))) for packet in packets]
-
-
-def is_closed(path: Path) -> bool:
-    """An MP4 that was closed has no fragments (moof boxes) any more."""
-    data, offset = path.read_bytes(), 0
-    while offset + 8 <= len(data):
-        if data[offset + 4 : offset + 8] == b"moof":
-            return False
-        offset += int.from_bytes(data[offset : offset + 4]) or len(data)
-    return True
-
-
-def own_camera(folder: Path) -> dict[str, str]:
-    """PATH with a camera program whose processes `cameras_in` can tell from those of others."""
-    folder.mkdir(parents=True)
-    (folder / "stand-in").symlink_to(ROOT / "demo" / "rpicam-vid")
-    program = folder / "rpicam-vid"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{folder}/stand-in" "$@"\n', encoding="utf-8")
-    program.chmod(0o755)
-    return {"PATH": f"{folder}:/usr/bin:/bin"}
-
-
-def cameras_in(folder: Path) -> Iterator[psutil.Process]:
-    """Those started from `own_camera(folder)` that are alive."""
-    for process in psutil.process_iter(["cmdline", "status"]):
-        command = process.info["cmdline"] or []
-        if any(word.startswith(str(folder)) for word in command) and process.info["status"] != psutil.STATUS_ZOMBIE:
-            yield process
 
 
 def kill_often(folder: Path, models: Path, *, kills: int, lanes: int, seed: int, at_most_s: float = 1e9) -> Tally:

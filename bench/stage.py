@@ -68,6 +68,7 @@ class Appearances(NamedTuple):
     lead_s: float
 
     def __call__(self, time_s: float) -> float:
+        time_s += 1e-6  # the first frame of a stay belongs to it, however the division rounds
         since_s = (time_s - self.lead_s) % self.period_s
         if time_s >= self.lead_s and since_s < self.stay_s:
             return there_and_back(since_s, *STANDING_S)

@@ -129,11 +129,12 @@ def main() -> int:
     if len(sys.argv) != 2:
         print(__doc__, file=sys.stderr)
         return 2
+    parent = os.getppid()  # before it reads the port, because it may end right after
     os.umask(0o077)
     Handler.folder = Path(sys.argv[1])
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     print(server.server_address[1], flush=True)
-    threading.Thread(target=_end_with_parent, args=(server, os.getppid()), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(server, parent), daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
     return 0

@@ -140,7 +140,8 @@ class FaultyProxy:
         up = threading.Thread(target=self._pump_up, args=(client, server, stalled), daemon=True)
         up.start()
         while block := server.recv(65536):
-            is_interim = block.startswith(b"HTTP/1.1 100") and block.endswith(b"\r\n\r\n")
+            # "100 Continue" and nothing behind it: a slow server sends it together with the answer itself.
+            is_interim = block.startswith(b"HTTP/1.1 100") and block.find(b"\r\n\r\n") == len(block) - 4
             if lose and not is_interim:
                 with self._lock:
                     self.lost_replies += 1

@@ -196,6 +196,7 @@ def test_an_unplugged_camera_is_tried_for_with_longer_pauses_and_said_once(guard
     hold_to_the_promise(guard, label, broken_s=broken_s, back_s=back_s)
     assert len([said for said in guard.warnings() if "no camera found" in said]) == 1
     tries_s = [at_s for _, at_s in guard.launches() if broken_s < at_s < back_s]
+    assert len(tries_s) >= 2, "not tried again"
     pauses_s = [later - earlier for earlier, later in itertools.pairwise(tries_s)]
     assert pauses_s[-1] >= LONGEST_PAUSE_S - 0.2, "the back-off does not grow"
     assert max(pauses_s) <= LONGEST_PAUSE_S + 2, "the back-off grows without end"

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.kill import cameras_in, own_camera, write_footage
+from bench.footage import cameras_in, own_camera, write_footage
 from tests.daemon import ROOT, Daemon
 from tests.h264 import decode
 from tests.s3_server import environment

@@ -20,7 +20,7 @@ from guardianberry.yolov5 import COCO_ANCHORS_PX, STRIDES_PX, build  # noqa: E40
 from training import anchors, augment, batches, metrics, train, trainer, validation  # noqa: E402
 from training.data import Dataset, Example, parse_labels, read_tar  # noqa: E402
 from training.export import export_trained  # noqa: E402
-from training.loss import assign, by_cell, ciou, decode, detection_loss, feature_loss  # noqa: E402
+from training.loss import assign, by_cell, ciou, decode, detection_loss, feature_loss, forward_with_features  # noqa: E402
 from training.team import Team, lead  # noqa: E402
 
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0))
@@ -221,9 +221,27 @@ def test_the_teacher_vouches_for_people_whom_nobody_labelled():
 
 
 def test_features_alike_cost_nothing():
-    maps = [torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))]
+    maps = {4: torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
     assert feature_loss(maps, maps) == 0
-    assert feature_loss([maps[0] + 1], maps) > 0.5
+    assert feature_loss({4: maps[4] + 1}, maps) > 0.5
+
+
+def test_fed_with_the_teachers_maps_each_block_learns_alone():
+    student, teacher = build(nc=1, seed=0).train(), build(nc=1, seed=1).eval()
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        _, taught = forward_with_features(teacher, x)
+    _, alone = forward_with_features(student, x, taught)
+    alone[6].square().mean().backward()  # the block of layers 5 and 6
+    touched = {int(name.split(".")[1]) for name, p in student.named_parameters() if p.grad is not None}
+    assert touched == {5, 6}
+
+
+def test_the_heads_are_those_of_the_network_itself():
+    model = build(nc=1, seed=0).eval()
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(model(x), forward_with_features(model, x)[0], strict=True))
 
 
 # Metrics

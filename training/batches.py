@@ -23,7 +23,7 @@ from training.data import Dataset, Example
 EARLY_PX, LATE_PX = 4 * 320 * 320, 8 * 320 * 320  # pixels a batch, whatever the size of its pictures
 EARLY_SIZES = {192: 0.5, 256: 0.5}  # picture size in px: share of the batches
 LATE_SIZES = {320: 0.6, 416: 0.25, 512: 0.15}  # the daemon looks at 640x480, where people are larger
-LATE_FROM = 0.6
+LATE_FROM = 0.75
 MOSAIC_SHARE = 0.6
 FEW_MOSAICS_SHARE = 0.15
 FEW_MOSAICS_FROM = 0.85  # the last pictures look like the daemon's

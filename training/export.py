@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from guardianberry.convert import export, file_sha256
+from guardianberry.convert import export
+from guardianberry.graph import file_sha256
 from guardianberry.yolov5 import Model, build
 
 

@@ -4,16 +4,18 @@ Student and teacher answer for the same cells and anchors, so their heads are co
 * objectness: where a label is assigned the target is the IoU reached, as in YOLOv5; everywhere the teacher's score
   (objectness x person) is a lower bound of the target, which also covers people whom nobody labelled;
 * boxes: where the teacher is sure, the student's box is drawn to the teacher's by CIoU;
-* features: the maps inside the two networks have the same shapes, and the student's are drawn to the teacher's.
+* features: the maps inside the two networks have the same shapes, and the student's are drawn to the teacher's; at
+  first block by block, each fed with the teacher's maps (see forward_with_features), then through the whole network.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from guardianberry.yolov5 import Model
@@ -23,7 +25,7 @@ OBJECTNESS_GAIN = 0.5  # YOLOv5: 1.0 at 640 px, falling with the square of the s
 LEVEL_BALANCE = (4.0, 1.0, 0.4)  # YOLOv5's, finest level first
 ANCHOR_RATIO_MAX = 4.0  # a label goes to the anchors whose sides are within this factor of its own
 TEACHER_BOX_MIN_SCORE = 0.25
-FEATURE_LAYERS = (2, 4, 6, 13, 17, 20, 23)  # the backbone's stages from the first on, and the inputs of the heads
+FEATURE_LAYERS = (2, 4, 6, 9, 10, 13, 14, 17, 20, 23)  # ends of the blocks between which maps are compared
 LARGE_MAP_ROWS = 32  # of larger maps every other row and column will do
 
 
@@ -146,13 +148,14 @@ def _teacher_box_loss(cells: Tensor, taught: Tensor, scores: Tensor, anchors: Te
     return (loss * weights).sum() / weights.sum()
 
 
-def feature_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+def feature_loss(student: Mapping[int, Tensor], teacher: Mapping[int, Tensor]) -> Tensor:
     """The share of the teacher's variance that the student does not reproduce; mean over the layers.
 
     No clipping: the rare, large values are the ones that tell of people.
     """
     losses = []
-    for ours, theirs in zip(student, teacher, strict=True):
+    for number, ours in student.items():
+        theirs = teacher[number]
         if theirs.shape[2] >= LARGE_MAP_ROWS:
             ours, theirs = ours[:, :, ::2, ::2], theirs[:, :, ::2, ::2]
         theirs = theirs.float()
@@ -161,13 +164,19 @@ def feature_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def forward_with_features(model: nn.Module, x: Tensor, layers: tuple[int, ...]) -> tuple[list[Tensor], list[Tensor]]:
-    """The raw heads, and the outputs of the numbered layers on the way there."""
-    outputs: list[Tensor] = []
-    assert isinstance(model, Model)
-    for layer in model.model:
+def forward_with_features(
+    model: Model, x: Tensor, given: Mapping[int, Tensor] | None = None
+) -> tuple[list[Tensor], dict[int, Tensor]]:
+    """The raw heads, and the maps at the end of each block by the number of the layer.
+
+    With `given`, each block works on those maps (the teacher's) and not on what the block before made of the picture,
+    so that no gradient crosses from one block to another and each learns its own short task.
+    """
+    outputs: list[Any] = []
+    given = given or {}
+    for number, layer in enumerate(model.model):
         sources = [layer.f] if isinstance(layer.f, int) else layer.f
-        inputs = [x if j == -1 else outputs[j] for j in sources]
-        x = layer(inputs[0] if isinstance(layer.f, int) else inputs)
-        outputs.append(x)
-    return x, [outputs[i] for i in layers]  # type: ignore[return-value]
+        places = [number - 1 if j == -1 else j for j in sources]
+        inputs = [x if j < 0 else given.get(j, outputs[j]) for j in places]
+        outputs.append(layer(inputs[0] if isinstance(layer.f, int) else inputs))
+    return outputs[-1], {i: outputs[i] for i in FEATURE_LAYERS}

@@ -16,7 +16,6 @@ from guardianberry.yolov5 import COCO_ANCHORS_PX, Model, build, fuse, keep_perso
 from training.batches import Picture
 from training.loss import (
     BOX_GAIN,
-    FEATURE_LAYERS,
     OBJECTNESS_GAIN,
     LossParts,
     detection_loss,
@@ -26,16 +25,17 @@ from training.loss import (
 from training.team import Team
 
 # Optimisation
-PEAK_RATE = 2e-3  # AdamW; the schedule rises to it over the warm-up and falls to FINAL_RATE_SHARE of it as a cosine
+PEAK_RATE = 4e-3  # AdamW; the schedule rises to it over the warm-up and falls to FINAL_RATE_SHARE of it as a cosine
 FINAL_RATE_SHARE = 0.02
 WEIGHT_DECAY = 0.02  # on the convolutions' weights only
-WARM_UP_BATCHES = 500
+WARM_UP_BATCHES = 100
 CLIP_NORM = 10.0
 EMA_DECAY = 0.9995  # reached gradually: the average must not remember the random start
 EMA_RAMP_BATCHES = 1000
 TEACHER_BOX_GAIN = 0.025
-FEATURE_GAIN = 0.2  # falls to 0 as a cosine until FEATURES_UNTIL
-FEATURES_UNTIL = 0.8  # share of the schedule
+BLOCKS_UNTIL = 0.5  # share of the schedule in which each block learns on its own, from the teacher's maps
+FEATURE_GAIN = 0.2  # then falls to 0 as a cosine until FEATURES_UNTIL, so that the end belongs to the labels
+FEATURES_UNTIL = 0.9
 
 
 class Average:
@@ -57,6 +57,11 @@ class Average:
 def learning_rate(progress: float, batches_done: int) -> float:
     cosine = FINAL_RATE_SHARE + (1 - FINAL_RATE_SHARE) * (1 + math.cos(math.pi * min(progress, 1))) / 2
     return PEAK_RATE * cosine * min((batches_done + 1) / WARM_UP_BATCHES, 1)
+
+
+def feature_gain(progress: float) -> float:
+    share = (progress - BLOCKS_UNTIL) / (FEATURES_UNTIL - BLOCKS_UNTIL)
+    return FEATURE_GAIN * (1 + math.cos(math.pi * min(max(share, 0), 1))) / 2
 
 
 def make_optimizer(model: Model) -> torch.optim.Optimizer:
@@ -141,21 +146,19 @@ class Trainer:
     def _loss(self, picture: Picture) -> LossParts:
         images = picture.images.to(self.device, non_blocking=True)
         labels = picture.labels.to(self.device, non_blocking=True)
-        teacher_heads, teacher_features = None, None
+        teacher_heads, taught = None, {}
         if self.teacher is not None:
             with torch.no_grad():
-                teacher_heads, teacher_features = forward_with_features(
-                    self.teacher, images.to(torch.bfloat16) / 255, FEATURE_LAYERS
-                )
+                teacher_heads, taught = forward_with_features(self.teacher, images.to(torch.bfloat16) / 255)
+        given = taught if self.progress < BLOCKS_UNTIL else {}
         with self._autocast():
-            heads, features = forward_with_features(self.model, images.float() / 255, FEATURE_LAYERS)
+            heads, features = forward_with_features(self.model, images.float() / 255, given)
         box, objectness, teacher_box = detection_loss(heads, labels, self.anchors, teacher_heads)
         total = BOX_GAIN * box + OBJECTNESS_GAIN * objectness + TEACHER_BOX_GAIN * teacher_box
         mimicry = total.new_zeros(())
-        if teacher_features is not None and self.progress < FEATURES_UNTIL:
-            mimicry = feature_loss(features, teacher_features)
-            gain = FEATURE_GAIN * (1 + math.cos(math.pi * self.progress / FEATURES_UNTIL)) / 2
-            total = total + gain * mimicry
+        if taught and self.progress < FEATURES_UNTIL:
+            mimicry = feature_loss(features, taught)
+            total = total + feature_gain(self.progress) * mimicry
         return LossParts(total, box.item(), objectness.item(), teacher_box.item(), mimicry.item())
 
     def state(self) -> dict[str, Any]:
