@@ -25,7 +25,7 @@ from guardianberry.weights import find_graph
 
 CPUS = {"cortex-a72": "Pi 4", "cortex-a76": "Pi 5"}
 SIZES_PX = ((320, 256), (416, 320), (640, 480))
-FRAMES = (1, 4)
+FRAMES = (1, 3)
 PACKAGES = ("python3.11", "libstdc++6", "libgomp1", "zlib1g", "libatomic1")
 WHEELS = ("numpy", "openvino")
 PLATFORMS = ("manylinux_2_27_aarch64", "manylinux_2_28_aarch64", "manylinux_2_35_aarch64")

@@ -140,9 +140,7 @@ class FaultyProxy:
         up = threading.Thread(target=self._pump_up, args=(client, server, stalled), daemon=True)
         up.start()
         while block := server.recv(65536):
-            # "100 Continue" and nothing behind it: a slow server sends it together with the answer itself.
-            is_interim = block.startswith(b"HTTP/1.1 100") and block.find(b"\r\n\r\n") == len(block) - 4
-            if lose and not is_interim:
+            if lose and _without_interim(block):
                 with self._lock:
                     self.lost_replies += 1
                 break
@@ -205,6 +203,13 @@ def _peek_head(client: socket.socket) -> bytes:
             break
         time.sleep(0.001)
     return head.split(b"\r\n\r\n")[0]
+
+
+def _without_interim(block: bytes) -> bytes:
+    """What is left of the server's words without "100 Continue", which may come twice or together with the answer."""
+    while block.startswith(b"HTTP/1.1 100"):
+        block = block.partition(b"\r\n\r\n")[2]
+    return block
 
 
 def _close(each: socket.socket) -> None:

@@ -33,7 +33,7 @@ CLIP_NORM = 10.0
 EMA_DECAY = 0.9995  # reached gradually: the average must not remember the random start
 EMA_RAMP_BATCHES = 1000
 TEACHER_BOX_GAIN = 0.025
-BLOCKS_UNTIL = 0.5  # share of the schedule in which each block learns on its own, from the teacher's maps
+BLOCKS_UNTIL = 0.2  # share of the schedule in which each block learns on its own, from the teacher's maps
 FEATURE_GAIN = 0.2  # then falls to 0 as a cosine until FEATURES_UNTIL, so that the end belongs to the labels
 FEATURES_UNTIL = 0.9
 
