@@ -60,10 +60,14 @@ def frames(video: Path, *, frame_rate_fps: int) -> Iterator[Frame]:
 
 
 def detector(
-    *, input_width_px: int = script.DETECTOR_INPUT_WIDTH_PX, precision: str = "", threads: int = 1
+    models: Path = ROOT / "models",
+    *,
+    input_width_px: int = script.DETECTOR_INPUT_WIDTH_PX,
+    precision: str = "",
+    threads: int = 1,
 ) -> Detector:
     return Detector(
-        find_graph(script.WEIGHTS, ROOT / "models"),
+        find_graph(script.WEIGHTS, models),
         frame_width_px=script.FRAME_WIDTH_PX,
         frame_height_px=script.FRAME_HEIGHT_PX,
         input_width_px=input_width_px,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import detect_and_upload as script
-from guardianberry.weights import find_graph
+from guardianberry.weights import WeightsError, find_graph
 from tests.daemon import install_models
 
 
@@ -15,5 +15,8 @@ from tests.daemon import install_models
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder shared by the session, with the default model converted already."""
     folder = install_models(tmp_path_factory.mktemp("installed") / "models")
-    find_graph(script.WEIGHTS, folder)
+    try:
+        find_graph(script.WEIGHTS, folder)
+    except WeightsError as error:
+        pytest.skip(f"no weights to detect people with: {error}")
     return folder

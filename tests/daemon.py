@@ -50,8 +50,9 @@ def install_models(models: Path) -> Path:
     for path in (ROOT / "models").glob("*.*"):
         if path.suffix in {".xml", ".bin", ".sha256"}:
             shutil.copy(path, models)
-    if OFFICIAL_WEIGHTS.exists():
-        shutil.copy(OFFICIAL_WEIGHTS, models)
+    for official in (OFFICIAL_WEIGHTS, ROOT / "models" / OFFICIAL_WEIGHTS.name):
+        if official.exists():
+            shutil.copyfile(official, models / official.name)
     return models
 
 

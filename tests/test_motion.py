@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ import pytest
 import detect_and_upload as script
 from bench import offline
 from guardianberry.motion import MotionGate, shrink
-from guardianberry.weights import WeightsError
 
 RATE_FPS = 10
 NEVER_S = 1e9
@@ -249,11 +248,8 @@ VIDEOS = [offline.SCENE, *sorted(offline.CLIPS.glob("*.mp4"))]
 
 
 @pytest.fixture(scope="module")
-def finder() -> Iterator[offline.Detector]:
-    try:
-        yield offline.detector()
-    except WeightsError as error:
-        pytest.skip(f"no weights to detect with: {error}")
+def finder(models: Path) -> offline.Detector:
+    return offline.detector(models)
 
 
 @pytest.mark.slow
@@ -276,6 +272,4 @@ def test_clips_are_at_hand():
 
 def test_the_script_looks_blindly_often_enough():
     """A person in view for the time of a short event is met by several blind looks, even if nothing seems to move."""
-    if not hasattr(script, "MAX_BLIND_S"):
-        pytest.skip("the script has no gate yet")
     assert 0 < script.MAX_BLIND_S <= script.PRE_ROLL_S
