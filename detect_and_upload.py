@@ -199,9 +199,10 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
 
 def guard(folder: Path, stop: threading.Event, *, demo: bool = False) -> int:
     """Make the folders, make sure that no other daemon has them, and run; the exit code."""
-    from guardianberry.system import AlreadyRunningError, lock_folder, make_private_folder
+    from guardianberry.system import AlreadyRunningError, lock_folder, make_private_folder, use_one_malloc_arena
     from guardianberry.weights import WeightsError
 
+    use_one_malloc_arena()
     for name in ("videos", "images"):
         make_private_folder(folder / name)
     try:
