@@ -158,7 +158,8 @@ def check_start_at_boot(folder: Path, root: Path) -> Finding:
 
 def cron_lines(root: Path) -> list[str]:
     """What cron does for this user and for the system, without comments."""
-    tables = [output_of("crontab", "-l") or "", read(root / "etc/crontab")]
+    own = re.sub(r"\$HOME\b|\$\{HOME\}|(?<!\S)~(?=/)", lambda _: str(Path.home()), output_of("crontab", "-l") or "")
+    tables = [own, read(root / "etc/crontab")]
     tables += [read(path) for path in sorted((root / "etc/cron.d").glob("*"))]
     lines = (line.strip() for table in tables for line in table.splitlines())
     return [line for line in lines if line and not line.startswith("#")]

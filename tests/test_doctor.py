@@ -489,6 +489,13 @@ def test_the_line_for_cron(machine: Machine, table: str, level: str) -> None:
     assert level == "ok" or f"@reboot {launcher} >> " in finding.advice
 
 
+@pytest.mark.parametrize("home", ["$HOME", "${HOME}", "~"])
+def test_the_line_for_cron_as_the_readme_has_it(machine: Machine, monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+    monkeypatch.setenv("HOME", str(machine.program.parent))
+    machine.cron(f"@reboot {home}/{machine.program.name}/launch.sh >> {home}/guardianberry.log 2>&1")
+    assert check_machine.check_start_at_boot(machine.program, machine.root).level == "ok"
+
+
 def test_a_line_that_is_commented_out_is_none(machine: Machine) -> None:
     machine.cron(f"# @reboot {machine.program}/launch.sh")
     assert (
