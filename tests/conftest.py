@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import detect_and_upload as script
 from guardianberry.weights import WeightsError, find_graph
-from tests.daemon import install_models
+from tests.daemon import ROOT, install_models
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +23,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except WeightsError as error:
         pytest.skip(f"no weights to detect people with: {error}")
     return folder
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run tests that fork in a pytest of their own: this one has threads by now, and a fork could hang on a lock."""
+    if not pyfuncitem.get_closest_marker("own_process") or "TEST_HAS_ITS_OWN_PROCESS" in os.environ:
+        return None
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", pyfuncitem.nodeid]
+    env = os.environ | {"TEST_HAS_ITS_OWN_PROCESS": "1"}
+    ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stdout
+    if " skipped" in ran.stdout:
+        pytest.skip(ran.stdout)
+    return True

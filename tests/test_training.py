@@ -314,6 +314,7 @@ def arguments(tmp_path: Path, name: str) -> Namespace:
     return train.parse_arguments([str(word) for word in line])
 
 
+@pytest.mark.own_process
 def test_a_few_steps_on_one_batch_lower_the_loss(tmp_path, small):
     examples = list(read_tar(write_tar(tmp_path / "a.tar", 4)))
     batch = batches.as_picture(*batches.collate(examples))
@@ -322,6 +323,7 @@ def test_a_few_steps_on_one_batch_lower_the_loss(tmp_path, small):
     assert np.mean(losses[-3:]) < 0.6 * np.mean(losses[:3]), losses
 
 
+@pytest.mark.own_process
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, small):
     whole = train.Run(arguments(tmp_path, "whole"), Team())
     whole.train()
@@ -377,6 +379,7 @@ def _member(folder: Path, team: Team) -> None:
     (folder / str(team.rank)).write_text(f"{gradients[0].tolist()} {gradients[1].tolist()} {values}")
 
 
+@pytest.mark.own_process
 def test_two_processes_share_their_gradients(tmp_path):
     try:
         lead(_member, tmp_path, 2)
