@@ -1,6 +1,8 @@
 """All benches, one after the other: `python -m bench [--quick] [NAME ...]`; then the plots, and docs/performance.md.
 
-Leave the machine alone meanwhile. --quick runs every bench for some seconds, to see that all of them work.
+Leave the machine alone meanwhile: where two CPUs share one core's arithmetic units, whatever runs on the other one
+makes the detector up to 1.7 times slower, and torch less so. --quick runs every bench for some seconds, to see that
+all of them work.
 """
 
 from __future__ import annotations
@@ -28,11 +30,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(QUICK))
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--wait-s", type=float, default=0, help="wait so long for a quiet machine before each bench")
     options = parser.parse_args()
     if unknown := set(options.names) - set(QUICK):
         parser.error(f"no such bench: {', '.join(sorted(unknown))}")
     failed = []
     for name in options.names or QUICK:
+        report.wait_until_quiet(options.wait_s)
         started_s = time.monotonic()
         command = [sys.executable, "-m", f"bench.{name}", *(QUICK[name] if options.quick else [])]
         print(f"\n### {name}\n", flush=True)

@@ -23,7 +23,7 @@ import numpy as np
 
 import detect_and_upload as script
 from bench import offline
-from bench.report import ROOT, spread, table, write_section
+from bench.report import ROOT, busy_share, machine, spread, table, write_section
 
 CHECKPOINT = ROOT / "models" / "yolov5n.pt"
 SETTINGS: dict[str, Any] = {"conf_thres": script.CONF_THRES, "iou_thres": script.IOU_THRES, "max_det": script.MAX_DET}
@@ -170,11 +170,16 @@ def main() -> None:
         raise SystemExit(f"{CHECKPOINT} is missing: start the daemon once with WEIGHTS = {CHECKPOINT.name!r}")
     os.environ["PYTHONWARNINGS"] = "ignore"
     head = ["input", "threads", "precision", "ours, ms", "torch eager, ms", "times faster", "CPU times less"]
-    rows = []
+    rows, busy = [], busy_share()
     for case in CASES:
         print(case, flush=True)
         rows.append(run(case, options.rounds))
-    write_section("inference", table([*head, "peak memory, MiB", "boxes"], rows))
+    lines = [
+        f"{machine()}. {100 * busy:.0f} % of it was busy with other things before. Medians, and extremes in brackets.",
+        "",
+        *table([*head, "peak memory, MiB", "boxes"], rows),
+    ]
+    write_section("inference", lines, busy=busy)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,16 @@ def busy_share(interval_s: float = 2.0) -> float:
     import psutil
 
     return psutil.cpu_percent(interval_s) / 100
+
+
+def wait_until_quiet(limit_s: float, busy_limit: float = 0.05) -> bool:
+    """Wait until others leave the machine alone, for at most `limit_s`; whether they do."""
+    give_up_s = time.monotonic() + limit_s
+    while (busy := busy_share(5.0)) > busy_limit:
+        if time.monotonic() >= give_up_s:
+            print(f"{100 * busy:.0f} % of the machine is busy with other things", flush=True)
+            return False
+    return True
 
 
 def fill_in(document: Path) -> None:

@@ -38,7 +38,10 @@ class TorchEager:
         images = torch.from_numpy(image).float()[None] / 255
         rows = self._suppress(self._decode(self._model(images)))
         people = rows[rows[:, 5] == yolov5.PERSON_CLASS]
-        return [Person(*(value / scale for value in row[:4]), row[4]) for row in people.tolist()]
+        boxes = people[:, :4] / scale
+        boxes[:, 0::2].clamp_(0, width_px)
+        boxes[:, 1::2].clamp_(0, height_px)
+        return [Person(*box, score) for box, score in zip(boxes.tolist(), people[:, 4].tolist(), strict=True)]
 
     def _decode(self, heads: list[torch.Tensor]) -> torch.Tensor:
         """All boxes of all heads: [n, 85] of centre, size, objectness and class scores."""
