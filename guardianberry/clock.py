@@ -60,6 +60,7 @@ class Clock:
         self._since_boot = since_boot
         self._is_set = False
         self._used_labels: set[int] = set()
+        self._begun_s = monotonic()
         self.boot = _BOOT_ID_FILE.read_text(encoding="ascii")[:8] if _BOOT_ID_FILE.exists() else "00000000"
 
     def monotonic(self) -> float:
@@ -86,8 +87,12 @@ class Clock:
         return max(0, round(self._wall() - (self._monotonic() - monotonic_s)))
 
     def new_label(self, monotonic_s: float) -> int:
-        """As `label`, but never one given before: a clock that is set back an hour repeats its seconds."""
-        label = self.label(monotonic_s)
+        """As `label`, but never one given before: a clock that is set back an hour repeats its seconds.
+
+        Nor one that a run killed just now can have given, whose image is perhaps in the bucket already: the first
+        second of a run belongs to the run before.
+        """
+        label = max(self.label(monotonic_s), self.label(self._begun_s) + 1)
         while label in self._used_labels:
             label += 1
         self._used_labels.add(label)

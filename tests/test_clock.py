@@ -46,10 +46,32 @@ def test_a_clock_set_back_gives_no_label_twice():
     clock = time.clock()
     labels = []
     for _ in range(3):
-        labels.append(clock.new_label(time.monotonic_s))
         time.monotonic_s += 3600
         time.offset_s -= 3600
+        labels.append(clock.new_label(time.monotonic_s))
     assert labels == [51_000, 51_001, 51_002]
+
+
+def test_a_run_after_a_kill_gives_no_label_of_the_run_before():
+    """Killed once its image had been sent, and started again within the second: nothing on the disk tells of it."""
+    time = FakeTime()
+    killed = time.clock()
+    time.monotonic_s += 10.1
+    label = killed.new_label(time.monotonic_s)
+    time.monotonic_s += 0.1
+    clock = time.clock()
+    time.monotonic_s += 0.2
+    assert clock.new_label(time.monotonic_s) == label + 1
+    time.monotonic_s += 1
+    assert clock.new_label(time.monotonic_s) == label + 2, "from then on labels are true"
+
+
+def test_the_first_second_of_a_run_follows_a_clock_that_is_set_back():
+    time = FakeTime()
+    clock = time.clock()
+    time.monotonic_s += 10
+    time.offset_s -= 7200
+    assert clock.new_label(time.monotonic_s) == 51_010 - 7200
 
 
 @pytest.mark.parametrize(

@@ -300,7 +300,7 @@ def small(monkeypatch):
     monkeypatch.setattr(batches, "LATE_PX", 4 * 64 * 64)
     monkeypatch.setattr(validation, "VALIDATION_PX", 64)
     monkeypatch.setattr(trainer, "WARM_UP_BATCHES", 1)
-    monkeypatch.setattr(trainer, "PEAK_RATE", 1.5e-3)
+    monkeypatch.setattr(trainer, "BLOCKS_RATE", 1.5e-3)
     monkeypatch.setattr(train, "draw_curves", lambda history, path: None)
 
 

@@ -25,7 +25,9 @@ OBJECTNESS_GAIN = 0.5  # YOLOv5: 1.0 at 640 px, falling with the square of the s
 LEVEL_BALANCE = (4.0, 1.0, 0.4)  # YOLOv5's, finest level first
 ANCHOR_RATIO_MAX = 4.0  # a label goes to the anchors whose sides are within this factor of its own
 TEACHER_BOX_MIN_SCORE = 0.25
-FEATURE_LAYERS = (2, 4, 6, 9, 10, 13, 14, 17, 20, 23)  # ends of the blocks between which maps are compared
+# Ends of the blocks between which maps are compared. Each block is several convolutions deep: only what it does is
+# taught, and what happens inside, the student's weights, is its own.
+FEATURE_LAYERS = (2, 4, 6, 9, 13, 17, 20, 23)
 LARGE_MAP_ROWS = 32  # of larger maps every other row and column will do
 
 

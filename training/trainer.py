@@ -25,15 +25,16 @@ from training.loss import (
 from training.team import Team
 
 # Optimisation
-PEAK_RATE = 4e-3  # AdamW; the schedule rises to it over the warm-up and falls to FINAL_RATE_SHARE of it as a cosine
-FINAL_RATE_SHARE = 0.02
+BLOCKS_RATE = 4e-3  # AdamW; the peak while each block learns on its own
+WHOLE_RATE = 1.5e-3  # the peak after that
+FINAL_RATE_SHARE = 0.02  # of its peak to which the rate falls, as a cosine, by the end of either part
 WEIGHT_DECAY = 0.02  # on the convolutions' weights only
 WARM_UP_BATCHES = 100
 CLIP_NORM = 10.0
 EMA_DECAY = 0.9995  # reached gradually: the average must not remember the random start
 EMA_RAMP_BATCHES = 1000
 TEACHER_BOX_GAIN = 0.025
-BLOCKS_UNTIL = 0.2  # share of the schedule in which each block learns on its own, from the teacher's maps
+BLOCKS_UNTIL = 0.35  # share of the schedule in which each block learns on its own, from the teacher's maps
 FEATURE_GAIN = 0.2  # then falls to 0 as a cosine until FEATURES_UNTIL, so that the end belongs to the labels
 FEATURES_UNTIL = 0.9
 
@@ -54,9 +55,16 @@ class Average:
         torch._foreach_lerp_([ours[n] for n in names], [theirs[n] for n in names], 1 - decay)
 
 
-def learning_rate(progress: float, batches_done: int) -> float:
-    cosine = FINAL_RATE_SHARE + (1 - FINAL_RATE_SHARE) * (1 + math.cos(math.pi * min(progress, 1))) / 2
-    return PEAK_RATE * cosine * min((batches_done + 1) / WARM_UP_BATCHES, 1)
+def learning_rate(progress: float, batches_done: int, *, has_teacher: bool) -> float:
+    """Two cosines, one for the blocks and one for the whole network; without a teacher the second is all there is."""
+    begin, end, peak = BLOCKS_UNTIL, 1.0, WHOLE_RATE
+    if not has_teacher:
+        begin = 0.0
+    elif progress < BLOCKS_UNTIL:
+        begin, end, peak = 0.0, BLOCKS_UNTIL, BLOCKS_RATE
+    share = min((progress - begin) / (end - begin), 1)
+    cosine = FINAL_RATE_SHARE + (1 - FINAL_RATE_SHARE) * (1 + math.cos(math.pi * share)) / 2
+    return peak * cosine * min((batches_done + 1) / WARM_UP_BATCHES, 1)
 
 
 def feature_gain(progress: float) -> float:
@@ -69,7 +77,7 @@ def make_optimizer(model: Model) -> torch.optim.Optimizer:
     chosen = {id(p) for p in decayed}
     others = [p for p in model.parameters() if id(p) not in chosen]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=PEAK_RATE, fused=True)
+    return torch.optim.AdamW(groups, lr=WHOLE_RATE, fused=True)
 
 
 class Trainer:
@@ -126,7 +134,7 @@ class Trainer:
 
         `stop` may be asked of any member of the team; `stopping` then tells all of them after the same batch.
         """
-        rate = learning_rate(self.progress, self.batches_done)
+        rate = learning_rate(self.progress, self.batches_done, has_teacher=self.teacher is not None)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         parts = self._loss(picture)
