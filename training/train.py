@@ -186,6 +186,7 @@ def member(args: argparse.Namespace, team: Team) -> None:
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     args.run.mkdir(parents=True, exist_ok=True)
+    Dataset(args.shards, args.cache)  # the cache is made here, once, and not by each process at a time
     on_gpu = args.device.startswith("cuda")
     lead(member, args, args.processes or (1 if on_gpu else len(os.sched_getaffinity(0))))
 
