@@ -66,7 +66,7 @@ def _label(text: str) -> np.ndarray:
             for column in range(_GLYPH_WIDTH):
                 dots[row, place * spaced + column] = bits >> (_GLYPH_WIDTH - 1 - column) & 1
     dots = np.pad(dots.repeat(_TEXT_SCALE, 0).repeat(_TEXT_SCALE, 1), _LABEL_MARGIN_PX)
-    return np.where(dots[:, :, None], np.uint8(_TEXT_COLOUR_BGR), np.uint8(_BOX_COLOUR_BGR))
+    return np.where(dots[:, :, None], _TEXT_COLOUR_BGR, _BOX_COLOUR_BGR).astype(np.uint8)
 
 
 def save_alert_image(path: Path, frame_bgr: np.ndarray, people: Sequence[Person], *, jpeg_quality: int) -> None:
