@@ -20,16 +20,27 @@ SCENE = ROOT / "demo" / "scene.mp4"
 STAND_IN_PATH = os.pathsep.join([str(Path(sys.executable).parent), str(ROOT / "demo"), "/usr/bin", "/bin"])
 
 
-def install(folder: Path, *, heed_others: bool = False, **constants: object) -> Path:
+_IMPORTS_CAMERA = "    from guardianberry.camera import Camera\n"
+_SEES_ONE_PROCESS = """    from guardianberry import camera as module
+    everybody = module.running_cameras
+    module.running_cameras = lambda: [other for other in everybody() if other.pid == {pid}]
+"""
+
+
+def install(folder: Path, *, heeded_pid: int | None = None, **constants: object) -> Path:
     """Put the program into `folder`, with these constants at the top of the script changed; the script's path.
 
     On one machine there is one camera, and a daemon waits while another program has it. Tests run side by side, each
-    with a camera of its own, so that is left out unless `heed_others` asks for it.
+    with a camera of its own, so that is left out, but for the process `heeded_pid`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     script = (ROOT / "detect_and_upload.py").read_text(encoding="utf-8")
     assert "heed_others=not demo" in script
-    script = script.replace("heed_others=not demo", f"heed_others={heed_others}")
+    assert _IMPORTS_CAMERA in script
+    if heeded_pid is None:
+        script = script.replace("heed_others=not demo", "heed_others=False")
+    else:
+        script = script.replace(_IMPORTS_CAMERA, _IMPORTS_CAMERA + _SEES_ONE_PROCESS.format(pid=heeded_pid))
     for name, value in constants.items():
         script, changed = re.subn(
             rf"^{name} = .*$", lambda _, n=name, v=value: f"{n} = {v!r}", script, flags=re.MULTILINE
@@ -67,11 +78,11 @@ class Daemon:
         env: dict[str, str] | None = None,
         arguments: tuple[str, ...] = (),
         prefix: tuple[str, ...] = (),
-        heed_others: bool = False,
+        heeded_pid: int | None = None,
         **constants: object,
     ) -> None:
         self.folder = folder
-        self.script = install(folder, heed_others=heed_others, **constants)
+        self.script = install(folder, heeded_pid=heeded_pid, **constants)
         if not (folder / "models").exists():
             (folder / "models").symlink_to(models)
         self.log_path = folder / "daemon.log"

@@ -273,7 +273,7 @@ def test_another_program_that_has_the_camera_is_named_and_waited_for(tmp_path: P
         stdin=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    guard = Guard(tmp_path, models, heed_others=True)
+    guard = Guard(tmp_path, models, heeded_pid=by_hand.pid)
     with guard.daemon:
         try:
             guard.until_logged(rf"the camera is used by .*rpicam-vid \(pid {by_hand.pid}\)")
