@@ -24,6 +24,7 @@ from guardianberry.graph import (
     TRIAL_WIDTH_PX,
     GraphError,
     file_sha256,
+    load_convert_model,
     load_openvino,
     read_info,
     save,
@@ -56,7 +57,7 @@ def export(model: nn.Module, out: Path, *, model_name: str, source_sha256: str =
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch wants torch.export instead
         traced = torch.jit.trace(_take_bytes(network), example, check_trace=False)
-    graph = ov.convert_model(traced, example_input=example, input=[([1, -1, -1, 3], ov.Type.u8)])
+    graph = load_convert_model()(traced, example_input=example, input=[([1, -1, -1, 3], ov.Type.u8)])
     info = {
         "kind": "heads",
         "anchors_px": yolov5.anchors_px(network),
