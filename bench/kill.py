@@ -30,11 +30,10 @@ from typing import Any
 
 import av
 
-import detect_and_upload as script
 from bench.footage import FRAME_RATE_FPS, cameras_in, is_closed, own_camera, pictures_in, write_footage
 from bench.report import machine, table, write_section
 from guardianberry.weights import find_graph
-from tests.daemon import Daemon, install_models
+from tests.daemon import WEIGHTS, Daemon, install_models
 from tests.faulty_proxy import FaultyProxy
 from tests.h264 import decode
 from tests.s3_server import S3Server, StoredObject, environment
@@ -328,7 +327,7 @@ class Lane:
 def kill_often(folder: Path, models: Path, *, kills: int, lanes: int, seed: int, at_most_s: float = 1e9) -> Tally:
     """`kills` kills in all, shared out between `lanes` daemons at a time."""
     pictures = write_footage(folder / "footage.h264")
-    find_graph(script.WEIGHTS, models)  # converted once, before anybody is killed
+    find_graph(WEIGHTS, models)  # converted once, before anybody is killed
     give_up_s = time.monotonic() + at_most_s
     total = Tally()
     with S3Server() as s3:

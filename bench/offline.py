@@ -23,6 +23,8 @@ sys.path.insert(0, str(ROOT / "demo"))
 from stand_in_camera.options import option_table, parse_options
 from stand_in_camera.source import EncodedVideo, VideoFile
 
+from tests.daemon import WEIGHTS
+
 CLIPS = ROOT.parent / "shared" / "clips"
 SCENE = ROOT / "demo" / "scene.mp4"
 
@@ -67,7 +69,7 @@ def detector(
     threads: int = 1,
 ) -> Detector:
     return Detector(
-        find_graph(script.WEIGHTS, models),
+        find_graph(WEIGHTS, models),
         frame_width_px=script.FRAME_WIDTH_PX,
         frame_height_px=script.FRAME_HEIGHT_PX,
         input_width_px=input_width_px,

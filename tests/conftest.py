@@ -9,17 +9,16 @@ from pathlib import Path
 
 import pytest
 
-import detect_and_upload as script
 from guardianberry.weights import WeightsError, find_graph
-from tests.daemon import ROOT, install_models
+from tests.daemon import ROOT, WEIGHTS, install_models
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A models folder shared by the session, with the default model converted already."""
+    """A models folder shared by the session, with the model for tests converted already."""
     folder = install_models(tmp_path_factory.mktemp("installed") / "models")
     try:
-        find_graph(script.WEIGHTS, folder)
+        find_graph(WEIGHTS, folder)
     except WeightsError as error:
         pytest.skip(f"no weights to detect people with: {error}")
     return folder

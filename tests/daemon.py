@@ -11,10 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+from guardianberry.weights import BUNDLED
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 CLIPS = SHARED / "clips"
 OFFICIAL_WEIGHTS = SHARED / "weights" / "yolov5n.pt"
+OFFICIAL_AT_HAND = OFFICIAL_WEIGHTS.exists() or (ROOT / "models" / OFFICIAL_WEIGHTS.name).exists()
+WEIGHTS = OFFICIAL_WEIGHTS.name if OFFICIAL_AT_HAND else BUNDLED  # what tests detect with: nothing is downloaded
 SCENE = ROOT / "demo" / "scene.mp4"
 
 STAND_IN_PATH = os.pathsep.join([str(Path(sys.executable).parent), str(ROOT / "demo"), "/usr/bin", "/bin"])
@@ -41,7 +45,7 @@ def install(folder: Path, *, heeded_pid: int | None = None, **constants: object)
         script = script.replace("heed_others=not demo", "heed_others=False")
     else:
         script = script.replace(_IMPORTS_CAMERA, _IMPORTS_CAMERA + _SEES_ONE_PROCESS.format(pid=heeded_pid))
-    for name, value in constants.items():
+    for name, value in {"WEIGHTS": WEIGHTS, **constants}.items():
         script, changed = re.subn(
             rf"^{name} = .*$", lambda _, n=name, v=value: f"{n} = {v!r}", script, flags=re.MULTILINE
         )

@@ -30,6 +30,7 @@ WHOLE_RATE = 1.5e-3  # the peak after that
 FINAL_RATE_SHARE = 0.02  # of its peak to which the rate falls, as a cosine, by the end of either part
 WEIGHT_DECAY = 0.02  # on the convolutions' weights only
 WARM_UP_BATCHES = 100
+WHOLE_WARM_UP = 0.02  # share of the schedule after the blocks: the whole network must not be shaken by the first steps
 CLIP_NORM = 10.0
 EMA_DECAY = 0.9995  # reached gradually: the average must not remember the random start
 EMA_RAMP_BATCHES = 1000
@@ -64,7 +65,8 @@ def learning_rate(progress: float, batches_done: int, *, has_teacher: bool) -> f
         begin, end, peak = 0.0, BLOCKS_UNTIL, BLOCKS_RATE
     share = min((progress - begin) / (end - begin), 1)
     cosine = FINAL_RATE_SHARE + (1 - FINAL_RATE_SHARE) * (1 + math.cos(math.pi * share)) / 2
-    return peak * cosine * min((batches_done + 1) / WARM_UP_BATCHES, 1)
+    rate = peak * cosine * min((batches_done + 1) / WARM_UP_BATCHES, 1)
+    return rate * min((progress - begin) / WHOLE_WARM_UP + 0.05, 1) if begin else rate
 
 
 def feature_gain(progress: float) -> float:

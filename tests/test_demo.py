@@ -1,0 +1,32 @@
+"""`--demo` where there is no network and nothing but what the repository holds: the bundled model finds both people."""
+
+import re
+import shutil
+from pathlib import Path
+
+import av
+import pytest
+
+from guardianberry.weights import BUNDLED
+from tests.daemon import ROOT, Daemon
+
+NO_NETWORK = {"https_proxy": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1", "no_proxy": "127.0.0.1"}
+
+
+@pytest.mark.slow
+def test_a_fresh_clone_without_a_network_shows_two_events(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    for suffix in (".xml", ".bin"):
+        shutil.copy(ROOT / "models" / Path(BUNDLED).with_suffix(suffix), models)
+    official = {"WEIGHTS": "yolov5n.pt"}
+    with Daemon(tmp_path, models, env=NO_NETWORK, arguments=("--demo",), **official) as daemon:
+        assert daemon.process.wait(120) == 0, daemon.log
+    assert len(re.findall(f"WARNING .*yolov5n.pt is missing .*{BUNDLED} is used", daemon.log)) == 1
+    assert len(re.findall(r"event \d+: ", daemon.log)) == 2
+    arrived = [path for path in tmp_path.glob("demo-output/*/s3/*/*") if path.suffix in {".jpg", ".mp4"}]
+    assert sorted(path.suffix for path in arrived) == [".jpg", ".jpg", ".mp4", ".mp4"]
+    assert daemon.log.count(f"model {BUNDLED}") == 2, "the clips' metadata does not tell which model ran"
+    for clip in (path for path in arrived if path.suffix == ".mp4"):
+        with av.open(str(clip)) as container:
+            assert sum(1 for _ in container.decode(video=0)) > 50
