@@ -16,10 +16,11 @@ cv2 = pytest.importorskip("cv2")
 
 from guardianberry.detector import Detector  # noqa: E402 - only where torch is there
 from guardianberry.weights import Graph  # noqa: E402
-from guardianberry.yolov5 import COCO_ANCHORS_PX, STRIDES_PX, build  # noqa: E402
+from guardianberry.yolov5 import COCO_ANCHORS_PX, STRIDES_PX, build, fuse  # noqa: E402
 from training import anchors, augment, batches, metrics, train, trainer, validation  # noqa: E402
 from training.data import Dataset, Example, parse_labels, read_tar  # noqa: E402
 from training.export import export_trained  # noqa: E402
+from training.likeness import best_match, compare  # noqa: E402
 from training.loss import assign, by_cell, ciou, decode, detection_loss, feature_loss, forward_with_features  # noqa: E402
 from training.team import Team, lead  # noqa: E402
 
@@ -235,6 +236,16 @@ def test_fed_with_the_teachers_maps_each_block_learns_alone():
     alone[6].square().mean().backward()  # the block of layers 5 and 6
     touched = {int(name.split(".")[1]) for name, p in student.named_parameters() if p.grad is not None}
     assert touched == {5, 6}
+
+
+def test_a_copy_of_the_teacher_shows_whatever_its_order():
+    teacher = fuse(build(nc=1, seed=1).eval())
+    assert all(row[1] == pytest.approx(1) for row in compare(teacher, teacher))
+    rows = compare(fuse(build(nc=1, seed=2).eval()), teacher)
+    assert abs(np.mean([row[1] for row in rows])) < 0.05
+    kernels = torch.randn(16, 40, generator=torch.Generator().manual_seed(0))
+    assert best_match(kernels.flip(0) * 3, kernels) == pytest.approx(1)
+    assert best_match(torch.randn(16, 40, generator=torch.Generator().manual_seed(1)), kernels) < 0.6
 
 
 def test_the_heads_are_those_of_the_network_itself():

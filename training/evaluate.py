@@ -8,6 +8,7 @@ Each image is scaled, aspect kept, and centred on grey to the frame size, as a c
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from training.augment import letterbox
 from training.data import Example, read_tar
 from training.metrics import Metrics, measure
 
+TURNS = 60
 FRAME_SIZES_PX = ((640, 480), (320, 256))  # width, height
 LOWEST_SCORE = 0.001  # average precision wants the whole curve
 IOU_THRES = 0.45  # the daemon's
@@ -51,12 +53,14 @@ def as_graph(weights: Path, folder: Path) -> Graph:
     return Graph(out, weights.name)
 
 
-def make_detector(graph: Graph, frame_px: tuple[int, int], *, precision: str, threads: int) -> Detector:
+def make_detector(
+    graph: Graph, frame_px: tuple[int, int], *, precision: str, threads: int, conf_thres: float = LOWEST_SCORE
+) -> Detector:
     return Detector(
         graph,
         frame_width_px=frame_px[0],
         frame_height_px=frame_px[1],
-        conf_thres=LOWEST_SCORE,
+        conf_thres=conf_thres,
         iou_thres=IOU_THRES,
         max_det=MAX_DET,
         precision=precision,
@@ -87,6 +91,19 @@ def evaluate(args: argparse.Namespace) -> Iterator[Row]:
                     yield Row(set_path.stem, frame_px, graph.model_name, metrics)
 
 
+def time_in_turn(graphs: list[Graph], frame_px: tuple[int, int], *, precision: str, threads: int) -> list[float]:
+    """Median ms from a frame of noise to its people, per graph; they take turns, so that others' load hits all."""
+    ways = {"precision": precision, "threads": threads, "conf_thres": 0.255}
+    detectors = [make_detector(graph, frame_px, **ways) for graph in graphs]
+    frame = np.random.default_rng(0).integers(0, 256, (frame_px[1], frame_px[0], 3), np.uint8)
+    spent_ms: list[list[float]] = [[] for _ in graphs]
+    for _ in range(TURNS):
+        for detector, spent in zip(detectors, spent_ms, strict=True):
+            detector.find_people(frame)
+            spent.append(detector.last_ms)
+    return [statistics.median(spent) for spent in spent_ms]
+
+
 def table(rows: list[Row], conf_thres: float) -> str:
     """Markdown; the frame is written height x width, as YOLOv5 does."""
     lines = [
@@ -111,6 +128,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)
     print(table(list(evaluate(args)), args.conf_thres))
+    with tempfile.TemporaryDirectory() as folder:
+        graphs = [as_graph(weights, Path(folder)) for weights in args.weights]
+        for frame_px in FRAME_SIZES_PX:
+            times_ms = time_in_turn(graphs, frame_px, precision=args.precision, threads=args.threads)
+            shares = ", ".join(f"{g.model_name} {t / times_ms[0]:.2f}" for g, t in zip(graphs, times_ms, strict=True))
+            print(f"\nTime a frame at {frame_px[1]}x{frame_px[0]}, as a share of the first one's: {shares}.")
 
 
 if __name__ == "__main__":
