@@ -240,7 +240,7 @@ def test_fed_with_the_teachers_maps_each_block_learns_alone():
 
 def test_a_copy_of_the_teacher_shows_whatever_its_order():
     teacher = fuse(build(nc=1, seed=1).eval())
-    assert all(row[1] == pytest.approx(1) for row in compare(teacher, teacher))
+    assert all(row[1] == pytest.approx(1, abs=1e-4) for row in compare(teacher, teacher))
     rows = compare(fuse(build(nc=1, seed=2).eval()), teacher)
     assert abs(np.mean([row[1] for row in rows])) < 0.05
     kernels = torch.randn(16, 40, generator=torch.Generator().manual_seed(0))

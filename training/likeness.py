@@ -23,6 +23,7 @@ def best_match(ours: Tensor, theirs: Tensor) -> float:
     return float(cosines.max(1).values.mean())
 
 
+@torch.no_grad()
 def compare(student: Model, teacher: Model) -> list[tuple[str, float, float, float]]:
     """Per convolution: name, cosine as they are, best match, best match of random filters."""
     theirs = {name: m.weight for name, m in teacher.named_modules() if isinstance(m, nn.Conv2d)}
@@ -44,8 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     student = build(nc=1)
     student.load_state_dict(torch.load(options.student, map_location="cpu", weights_only=True))
-    with torch.no_grad():
-        rows = compare(fuse(student.float().eval()), fuse(load_checkpoint(options.teacher)))
+    rows = compare(fuse(student.float().eval()), fuse(load_checkpoint(options.teacher)))
     for name, *figures in rows:
         print(name.ljust(30), *(f"{figure:6.3f}" for figure in figures))
     print("mean".ljust(30), *(f"{sum(column) / len(rows):6.3f}" for column in list(zip(*rows, strict=True))[1:]))
