@@ -22,8 +22,8 @@ from training.data import Dataset, Example
 # What a batch looks like, by share of the schedule done: at first small and many, for the daemon's sizes in the end.
 EARLY_PX, LATE_PX = 8 * 320 * 320, 16 * 320 * 320  # pixels a batch, whatever the size of its pictures
 EARLY_SIZES = {192: 0.2, 256: 0.4, 320: 0.4}  # picture size in px: share of the batches
-LATE_SIZES = {320: 0.5, 416: 0.25, 512: 0.25}  # the daemon looks at 640x480, where people are larger
-LATE_FROM = 0.6
+LATE_SIZES = {320: 0.35, 416: 0.25, 512: 0.25, 640: 0.15}  # the daemon looks at 640x480, where people are larger
+LATE_FROM = 0.4
 MOSAIC_SHARE = 0.6
 FEW_MOSAICS_SHARE = 0.15
 FEW_MOSAICS_FROM = 0.85  # the last pictures look like the daemon's

@@ -32,12 +32,13 @@ WEIGHT_DECAY = 0.02  # on the convolutions' weights only
 WARM_UP_BATCHES = 100
 WHOLE_WARM_UP = 0.02  # share of the schedule after the blocks: the whole network must not be shaken by the first steps
 CLIP_NORM = 10.0
-EMA_DECAY = 0.9995  # reached gradually: the average must not remember the random start
+EMA_DECAY = 0.999  # reached gradually: the average must not remember the random start
 EMA_RAMP_BATCHES = 1000
 TEACHER_BOX_GAIN = 0.025
 BLOCKS_UNTIL = 0.35  # share of the schedule in which each block learns on its own, from the teacher's maps
-FEATURE_GAIN = 0.2  # then falls to 0 as a cosine until FEATURES_UNTIL, so that the end belongs to the labels
-FEATURES_UNTIL = 0.9
+FEATURE_GAIN = 0.8  # then falls to 0 as a cosine until FEATURES_UNTIL, so that the end belongs to the labels
+FEATURES_UNTIL = 0.97
+STATISTICS_UNTIL = 0.75  # share of the schedule after which batch norm keeps what it knows, as it will when it is used
 
 
 class Average:
@@ -161,6 +162,9 @@ class Trainer:
             with torch.no_grad():
                 teacher_heads, taught = forward_with_features(self.teacher, images.to(torch.bfloat16) / 255)
         given = taught if self.progress < BLOCKS_UNTIL else {}
+        for module in self.model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.train(self.progress < STATISTICS_UNTIL)
         with self._autocast():
             heads, features = forward_with_features(self.model, images.float() / 255, given)
         box, objectness, teacher_box = detection_loss(heads, labels, self.anchors, teacher_heads)
