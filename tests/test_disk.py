@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -16,6 +17,13 @@ from tests.mounts import read_only, small_disk
 from tests.s3_server import S3Server
 
 CLIP_BYTES = 200_000
+
+
+def fill_up(folder: Path) -> None:
+    """As another program may, to the last byte."""
+    with (folder / "another-program").open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"x" * 65536):
+            pass
 
 
 def video(start: int) -> str:
@@ -68,13 +76,15 @@ def test_the_oldest_videos_go_first_each_with_a_warning(tmp_path, caplog):
         assert lost == [video(10), video(20)]
 
 
-def test_images_go_last_and_what_is_not_ours_never(tmp_path):
+def test_images_go_last_and_what_is_not_ours_never(tmp_path, caplog):
     with small_disk(tmp_path / "disk", "4m") as folder:
         disk = make(folder, 100_000_000)  # more than the disk has
         keep = {"videos": [".open-" + video(1), "holiday.mp4"], "images": ["notes.txt", ".part-" + image(3)]}
         fill(folder / "videos", video(1), video(2), *keep["videos"])
         fill(folder / "images", image(1), image(2), *keep["images"])
         assert disk.make_room() == 4
+        lost = re.findall(r"disk: (\S+) is LOST", caplog.text)
+        assert lost == [video(1), video(2), image(1), image(2)]
         assert names(folder) == {f"{kind}/{name}" for kind, found in keep.items() for name in found}
 
 
@@ -89,6 +99,14 @@ def test_what_is_new_is_spared_since_it_may_be_on_its_way_to_s3(tmp_path):
     now_s += 300
     assert disk.make_room() == 1
     assert names(tmp_path) == {f"videos/{video(2)}"}
+
+
+def test_on_a_disk_that_takes_no_writes_nothing_goes_and_none_is_called_lost(tmp_path, caplog):
+    disk = make(tmp_path, 10**18)
+    fill(tmp_path / "videos", video(1))
+    with read_only(tmp_path / "videos"):
+        assert disk.make_room() == 0
+    assert "LOST" not in caplog.text
 
 
 def test_with_room_nothing_goes_and_the_reserve_is_filled(tmp_path):
@@ -119,27 +137,28 @@ def test_a_disk_full_to_the_last_byte_stops_neither_detection_nor_alerts_and_rec
         daemon.log_path = tmp_path / "daemon.log"
         with daemon:
             daemon.wait_for_log("camera: video from")
-            with (folder / "another-program").open("wb", buffering=0) as file:
-                try:
-                    while file.write(b"x" * 65536):
-                        pass
-                except OSError:
-                    pass
+            fill_up(folder)
             daemon.wait_for_log("the reserve for alert images is used", timeout_s=90)
             daemon.wait_for_log(r"image \S+: uploaded")
-            daemon.wait_for_log("No space left on device", timeout_s=90)
+            daemon.wait_for_log(r"event \d+:.* clip begun")
+            fill_up(folder)  # again, since the reserve has given the clip room
+            daemon.wait_for_log(r"clip: cannot write \S+ \(.*No space left on device.*are kept")
+            cut_short = daemon.wait_for_log(r"clip finished: (\S+)")[0]
+            daemon.wait_for_log("recording stopped: the disk refuses")
             (folder / "another-program").unlink()
             events = len(daemon.wait_for_log(r"event \d+:"))
             whole = daemon.wait_for_log(r"event (\d+):", timeout_s=90, count=events + 1)[-1]
             daemon.wait_for_log(rf"video {whole}-\S+: uploaded", timeout_s=90)
+            daemon.wait_for_log(rf"video {cut_short}: uploaded")
             code, _ = daemon.terminate()
         assert code == 0
-    clip = tmp_path / "clip.mp4"
+        assert "LOST" not in daemon.log, "deleting what is new helps nobody"
+    clip, frames = tmp_path / "clip.mp4", {}
     for stored in s3.objects("guardianberry.videos"):
         clip.write_bytes(stored.body)
-        frames, duration_s, _ = decode(clip)
+        frames[stored.metadata["recording_start_time"]], duration_s, _ = decode(clip)
         assert stored.metadata["duration"] == str(round(duration_s))
-    assert frames > 30
+    assert frames[whole] > 30
 
 
 def test_a_read_only_videos_folder_is_named_and_alerts_go_on(tmp_path, models, s3):
