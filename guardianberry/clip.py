@@ -71,6 +71,7 @@ class ClipWriter:
         self._size = (first.width, first.height)
         self._final_name = final_name
         self._max_duration_s = max_duration_s
+        self._frame_rate_fps = frame_rate_fps
         self._finished = finished
         self._facts: EventFacts | None = None
         self._stop: Stop | None = None
@@ -170,16 +171,20 @@ class ClipWriter:
             self._path = self._path.rename(path)
 
     def _finish(self) -> None:
+        is_closed = False
         try:
             self._mp4.close()
+            is_closed = True
         except WRITE_ERRORS as error:  # a full disk: what is there plays all the same
             log.warning("clip: cannot close %s (%s)", self._path.name, error)
-            cut_to_whole_fragments(self._path)
         try:
+            duration_s = self._mp4.duration_s
+            if not is_closed:
+                duration_s = cut_to_whole_fragments(self._path, frame_rate_fps=self._frame_rate_fps)
             if self._facts is not None:
                 self._name = _with_facts(self._name, self._facts)
-            path = _finish_file(self._path, self._name, self._mp4.duration_s, self._max_duration_s, self._final_name)
-        except OSError as error:
+            path = _finish_file(self._path, self._name, duration_s, self._max_duration_s, self._final_name)
+        except WRITE_ERRORS as error:
             log.warning("clip: %s is left for the next start to finish (%s)", self._path.name, error)
             return
         self._finished(path)

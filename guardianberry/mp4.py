@@ -125,8 +125,7 @@ def _copy_packets(source: Path, target: Path, *, frame_rate_fps: float) -> float
             for packet in killed.demux(stream):
                 if packet.dts is None or packet.is_corrupt or packet.time_base is None:
                     continue
-                duration_s = float((packet.duration or 0) * packet.time_base) or 1 / frame_rate_fps
-                end_s = float(packet.dts * packet.time_base) + duration_s
+                end_s = _end_s(packet, frame_rate_fps)
                 packet.stream = copy
                 out.mux(packet)
     if end_s == 0:
@@ -134,8 +133,11 @@ def _copy_packets(source: Path, target: Path, *, frame_rate_fps: float) -> float
     return end_s
 
 
-def cut_to_whole_fragments(path: Path) -> None:
-    """Cut off the fragment that a full disk has left incomplete; needs no room itself."""
+def cut_to_whole_fragments(path: Path, *, frame_rate_fps: float) -> float:
+    """Cut off the fragment that a full disk has left incomplete; the duration in seconds of what is left.
+
+    Needs no room itself.
+    """
     size_bytes = path.stat().st_size
     end = whole_end = 0
     with path.open("r+b") as file:
@@ -149,6 +151,16 @@ def cut_to_whole_fragments(path: Path) -> None:
             file.seek(end)
         if whole_end:
             file.truncate(whole_end)
+    with av.open(str(path)) as container:
+        return max((_end_s(packet, frame_rate_fps) for packet in container.demux(video=0)), default=0.0)
+
+
+def _end_s(packet: av.Packet, frame_rate_fps: float) -> float:
+    """When the frame of a packet ends; 0 for the empty packet at the end of a file."""
+    if packet.dts is None or packet.time_base is None:
+        return 0.0
+    duration_s = float((packet.duration or 0) * packet.time_base) or 1 / frame_rate_fps
+    return float(packet.dts * packet.time_base) + duration_s
 
 
 def fsync_path(path: Path) -> None:
