@@ -48,20 +48,24 @@ rest() {
     child=
 }
 
+# Options that end by themselves need no watching over: somebody waits for the answer.
+watched=1
+for argument in "$@"; do
+    case $argument in
+        --demo | --demo=* | --check | -h | --help) watched= ;;
+    esac
+done
+
 while ! set_up; do
     [ -z "$asked_to_stop" ] || exit 0
+    [ -n "$watched" ] || exit 1
     say "trying again in $pause_s s"
     rest "$pause_s"
     [ -z "$asked_to_stop" ] || exit 0
     pause_s=$((pause_s * 2 < longest_pause_s ? pause_s * 2 : longest_pause_s))
 done
 
-# Options that end by themselves need no watching over.
-for argument in "$@"; do
-    case $argument in
-        --demo | --demo=* | --check | -h | --help) exec env/bin/python detect_and_upload.py "$@" ;;
-    esac
-done
+if [ -z "$watched" ]; then exec env/bin/python detect_and_upload.py "$@"; fi
 
 pause_s=2
 while :; do

@@ -158,6 +158,21 @@ def test_what_ends_by_itself_is_not_watched_over(launcher, option):
     assert len(launcher.starts(1)) == 1
 
 
+def test_a_set_up_that_fails_is_tried_again_but_not_while_somebody_waits(launcher):
+    (launcher.folder / "env").symlink_to("/nowhere/that/exists")
+    assert launcher.start("--demo").wait(20) == 1
+    assert "trying again" not in launcher.log
+    process = launcher.start()
+    try:
+        give_up_s = time.monotonic() + 20
+        while "trying again in 2 s" not in launcher.log:
+            assert time.monotonic() < give_up_s, launcher.log
+            time.sleep(0.05)
+    finally:
+        process.terminate()
+    assert process.wait(5) == 0
+
+
 def test_the_first_run_makes_env_and_an_interrupted_one_is_made_anew(launcher):
     launcher.plan("0")
     (launcher.folder / "env/bin").mkdir(parents=True)  # a power cut in the middle of the set-up
