@@ -137,6 +137,15 @@ def test_the_same_seed_gives_the_same_picture():
     assert not all(np.array_equal(make((1, 0, i)).bgr, make((1, 1, i)).bgr) for i in range(5))
 
 
+def test_mosaics_draw_rare_sources_more_often(monkeypatch):
+    class Named:
+        def name(self, index: int) -> str:
+            return ["00_hd", "01_nim", "02_co"][index]
+
+    monkeypatch.setattr(batches, "OFTEN", {"nim": 3})
+    assert batches.mosaic_partners(Named(), [0, 1, 2]).tolist() == [0, 1, 1, 1, 2]
+
+
 def test_an_epoch_shows_every_image_once():
     indexes = list(range(0, 2000, 2))
     rounds = [

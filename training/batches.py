@@ -27,6 +27,8 @@ LATE_FROM = 0.4
 MOSAIC_SHARE = 0.6
 FEW_MOSAICS_SHARE = 0.15
 FEW_MOSAICS_FROM = 0.85  # the last pictures look like the daemon's
+# Mosaics draw these sources, by the end of the name, so many times as often: there are few pictures of animals and things.
+OFTEN = {"nim": 10, "nra": 10, "ncm": 3, "nsc": 3}
 
 
 class Picture(NamedTuple):
@@ -82,17 +84,22 @@ def plan_round(
 _worker: dict[str, Any] = {}  # set in each loader process only
 
 
+def mosaic_partners(dataset: Dataset, train: list[int]) -> np.ndarray:
+    """Indexes that a mosaic draws from, those of rare sources several times."""
+    return np.array([i for i in train for _ in range(OFTEN.get(dataset.name(i).rpartition("_")[2], 1))])
+
+
 def _start_worker(dataset: Dataset, train: list[int], seed: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the trainer decides when to stop
     cv2.setNumThreads(1)
-    _worker.update(dataset=dataset, train=np.array(train), seed=seed)
+    _worker.update(dataset=dataset, partners=mosaic_partners(dataset, train), seed=seed)
 
 
 def _prepare(round_number: int, planned: PlannedBatch) -> tuple[np.ndarray, np.ndarray]:
     examples = [
         training_example(
-            _worker["dataset"].__getitem__, index, _worker["train"], size_px=planned.size_px,
+            _worker["dataset"].__getitem__, index, _worker["partners"], size_px=planned.size_px,
             mosaic_share=planned.mosaic_share, seed=(_worker["seed"], round_number, index),
         )
         for index in planned.indexes

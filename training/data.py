@@ -116,6 +116,11 @@ class Dataset:
         bgr = shard.pixels[start : start + height_px * width_px * 3].reshape(height_px, width_px, 3)
         return Example(str(shard.names[i]), bgr, shard.boxes[shard.box_starts[i] : shard.box_starts[i + 1]])
 
+    def name(self, index: int) -> str:
+        """The image's name in its tar, without its ending."""
+        shard_number, i = self._places[index]
+        return str(self._shards[shard_number].names[i])
+
     def split(self) -> tuple[list[int], list[int]]:
         """Indexes to train on and indexes held out, disjoint, the same in every run over the same shards."""
         held_out = list(range(0, len(self), HELD_OUT_EVERY))
