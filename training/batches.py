@@ -27,7 +27,7 @@ LATE_FROM = 0.4
 MOSAIC_SHARE = 0.6
 FEW_MOSAICS_SHARE = 0.15
 FEW_MOSAICS_FROM = 0.85  # the last pictures look like the daemon's
-# Mosaics draw these sources, by the end of the name, so many times as often: there are few pictures of animals and things.
+# Mosaics draw these sources (the end of the name) so many times as often: there are few pictures of animals and things.
 OFTEN = {"nim": 10, "nra": 10, "ncm": 3, "nsc": 3}
 
 
