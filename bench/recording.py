@@ -83,6 +83,7 @@ def main() -> None:
         path = Path(temporary) / "clip.mp4"
         for index in range(options.rounds + 1):
             for name, (job, material) in jobs.items():
+                path.unlink(missing_ok=True)  # each clip is a new file
                 took_ms = cpu_ms(job, path, material)
                 sizes_kb[name] = path.stat().st_size / 1000
                 if index:  # the first one warms up
