@@ -230,6 +230,16 @@ def test_the_teacher_vouches_for_people_whom_nobody_labelled():
     assert somebody[2] < 1e-3 < nobody[2]
 
 
+def test_a_label_that_the_teacher_denies_scores_only_where_labels_score():
+    taught = perfect_heads(LABELS[:0])
+    cells = perfect_heads(LABELS)
+    with_labels, without = (
+        detection_loss(cells, LABELS, ANCHORS, taught, labels_score=labels_score) for labels_score in (True, False)
+    )
+    assert with_labels[1] < 1e-3 < without[1]
+    assert with_labels[0] == without[0] < 1e-3
+
+
 def test_features_alike_cost_nothing():
     maps = {4: torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
     assert feature_loss(maps, maps) == 0
@@ -366,6 +376,36 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, small):
         ours, theirs = (getattr(network, "model", network).state_dict() for network in (ours, theirs))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert len(second.trainer.history) == 2
+
+
+def test_a_run_can_go_on_from_the_weights_of_another(tmp_path, monkeypatch):
+    model = build(nc=1, seed=5)
+    trainer.save(tmp_path / "best.pt", trainer.half_weights(model))
+    known = {"seed": 0, "device": torch.device("cpu"), "epochs": 1}
+    fresh, started = trainer.Trainer(None, **known), trainer.Trainer(None, **known, start=tmp_path / "best.pt")
+    weights = started.model.state_dict()
+    assert all(torch.allclose(weights[name], tensor, atol=1e-2) for name, tensor in model.state_dict().items())
+    assert not torch.allclose(fresh.model.detect.m[0].weight, model.detect.m[0].weight, atol=1e-2)
+    assert torch.equal(started.average.model.detect.m[0].weight, started.model.detect.m[0].weight)
+    assert (started.labels_score, started.blocks_until) == (True, 0)
+    monkeypatch.setattr(trainer.Trainer, "_load_teacher", lambda self, path: model)
+    taught = trainer.Trainer(tmp_path, **known)
+    assert (taught.labels_score, taught.blocks_until) == (True, trainer.BLOCKS_UNTIL)
+    taught = trainer.Trainer(tmp_path, **known, start=tmp_path / "best.pt")
+    assert (taught.labels_score, taught.blocks_until) == (False, 0)
+
+
+def test_the_rate_falls_once_for_the_blocks_and_once_for_the_whole_network():
+    late = trainer.WARM_UP_BATCHES
+    once = [trainer.learning_rate(share, late, blocks_until=0) for share in (0, 0.5, 1)]
+    assert once == [
+        trainer.WHOLE_RATE,
+        pytest.approx(0.51 * trainer.WHOLE_RATE),
+        pytest.approx(0.02 * trainer.WHOLE_RATE),
+    ]
+    twice = [trainer.learning_rate(share, late, blocks_until=0.4) for share in (0, 0.3, 0.399, 0.4, 0.5, 1)]
+    assert twice[0] == trainer.BLOCKS_RATE > twice[1] > twice[2] > twice[3]
+    assert twice[4] > twice[3] > twice[5] == pytest.approx(once[2])
 
 
 def test_the_best_weights_become_a_graph_that_the_daemon_runs(tmp_path):

@@ -22,7 +22,7 @@ from training.data import Dataset, Example
 # What a batch looks like, by share of the schedule done: at first small and many, for the daemon's sizes in the end.
 EARLY_PX, LATE_PX = 8 * 320 * 320, 16 * 320 * 320  # pixels a batch, whatever the size of its pictures
 EARLY_SIZES = {192: 0.2, 256: 0.4, 320: 0.4}  # picture size in px: share of the batches
-LATE_SIZES = {320: 0.35, 416: 0.25, 512: 0.25, 640: 0.15}  # the daemon looks at 640x480, where people are larger
+LATE_SIZES = {256: 0.1, 320: 0.35, 416: 0.35, 640: 0.2}  # the daemon looks at 640x480, where people are larger
 LATE_FROM = 0.4
 MOSAIC_SHARE = 0.6
 FEW_MOSAICS_SHARE = 0.15

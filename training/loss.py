@@ -2,7 +2,8 @@
 
 Student and teacher answer for the same cells and anchors, so their heads are compared cell by cell:
 * objectness: where a label is assigned the target is the IoU reached, as in YOLOv5; everywhere the teacher's score
-  (objectness x person) is a lower bound of the target, which also covers people whom nobody labelled;
+  (objectness x person) is a lower bound of the target, which also covers people whom nobody labelled. In a run that
+  goes on from another's weights the teacher's score is the whole target: labels are wrong more often than it is;
 * boxes: where the teacher is sure, the student's box is drawn to the teacher's by CIoU;
 * features: the maps inside the two networks have the same shapes, and the student's are drawn to the teacher's; at
   first block by block, each fed with the teacher's maps (see forward_with_features), then through the whole network.
@@ -21,7 +22,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from guardianberry.yolov5 import Model
 
 BOX_GAIN = 0.05
-OBJECTNESS_GAIN = 0.5  # YOLOv5: 1.0 at 640 px, falling with the square of the size; between its values for 320 and 640
+OBJECTNESS_GAIN = 1.0  # YOLOv5: 1.0 at 640 px, falling with the square of the size
 LEVEL_BALANCE = (4.0, 1.0, 0.4)  # YOLOv5's, finest level first
 ANCHOR_RATIO_MAX = 4.0  # a label goes to the anchors whose sides are within this factor of its own
 TEACHER_BOX_MIN_SCORE = 0.25
@@ -110,12 +111,17 @@ def teacher_scores(cells: Tensor) -> Tensor:
 
 
 def detection_loss(
-    heads: list[Tensor], labels: Tensor, anchors: Tensor, teacher_heads: list[Tensor] | None = None
+    heads: list[Tensor],
+    labels: Tensor,
+    anchors: Tensor,
+    teacher_heads: list[Tensor] | None = None,
+    *,
+    labels_score: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Box, objectness and teacher's box loss (unweighted sums over the levels).
 
     `heads`: raw maps, finest first. `labels`: [n, 5] of image, centre x, y, w, h as fractions of the picture.
-    `anchors`: [levels, anchors, 2] in units of the stride.
+    `anchors`: [levels, anchors, 2] in units of the stride. Without `labels_score` labels teach boxes only.
     """
     box_loss = objectness_loss = teacher_box_loss = heads[0].new_zeros((), dtype=torch.float32)
     for level, raw in enumerate(heads):
@@ -130,7 +136,8 @@ def detection_loss(
             box_loss = box_loss + (1 - iou).mean()
             reached = iou.detach().clamp(0)
             order = reached.argsort()  # where two labels share a cell, the better fit is written last
-            target[tuple(index[order] for index in where)] = reached[order]
+            if labels_score:
+                target[tuple(index[order] for index in where)] = reached[order]
         if teacher_heads is not None:
             taught = by_cell(teacher_heads[level])
             scores = teacher_scores(taught)

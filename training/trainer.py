@@ -57,21 +57,19 @@ class Average:
         torch._foreach_lerp_([ours[n] for n in names], [theirs[n] for n in names], 1 - decay)
 
 
-def learning_rate(progress: float, batches_done: int, *, has_teacher: bool) -> float:
-    """Two cosines, one for the blocks and one for the whole network; without a teacher the second is all there is."""
-    begin, end, peak = BLOCKS_UNTIL, 1.0, WHOLE_RATE
-    if not has_teacher:
-        begin = 0.0
-    elif progress < BLOCKS_UNTIL:
-        begin, end, peak = 0.0, BLOCKS_UNTIL, BLOCKS_RATE
+def learning_rate(progress: float, batches_done: int, *, blocks_until: float) -> float:
+    """Two cosines, one for the blocks and one for the whole network; the second is all there is without blocks."""
+    begin, end, peak = blocks_until, 1.0, WHOLE_RATE
+    if progress < blocks_until:
+        begin, end, peak = 0.0, blocks_until, BLOCKS_RATE
     share = min((progress - begin) / (end - begin), 1)
     cosine = FINAL_RATE_SHARE + (1 - FINAL_RATE_SHARE) * (1 + math.cos(math.pi * share)) / 2
     rate = peak * cosine * min((batches_done + 1) / WARM_UP_BATCHES, 1)
     return rate * min((progress - begin) / WHOLE_WARM_UP + 0.05, 1) if begin else rate
 
 
-def feature_gain(progress: float) -> float:
-    share = (progress - BLOCKS_UNTIL) / (FEATURES_UNTIL - BLOCKS_UNTIL)
+def feature_gain(progress: float, *, blocks_until: float) -> float:
+    share = (progress - blocks_until) / (FEATURES_UNTIL - blocks_until)
     return FEATURE_GAIN * (1 + math.cos(math.pi * min(max(share, 0), 1))) / 2
 
 
@@ -97,6 +95,7 @@ class Trainer:
         minutes: float = 0,
         rounds_per_epoch: int = 1,
         team: Team | None = None,
+        start: Path | None = None,
     ) -> None:
         self.team = team or Team()
         self.device, self.minutes, self.seed = device, minutes, seed
@@ -104,6 +103,10 @@ class Trainer:
         self.model = (
             build(nc=1, anchors_px=anchors_px, seed=seed).to(device).to(memory_format=torch.channels_last).train()
         )
+        if start:
+            self.model.load_state_dict(torch.load(start, map_location=device, weights_only=True))
+        self.labels_score = start is None or teacher_path is None
+        self.blocks_until = BLOCKS_UNTIL if teacher_path and not start else 0.0
         self.average = Average(self.model)
         self.optimizer = make_optimizer(self.model)
         self.anchors = self.model.detect.anchors
@@ -137,7 +140,7 @@ class Trainer:
 
         `stop` may be asked of any member of the team; `stopping` then tells all of them after the same batch.
         """
-        rate = learning_rate(self.progress, self.batches_done, has_teacher=self.teacher is not None)
+        rate = learning_rate(self.progress, self.batches_done, blocks_until=self.blocks_until)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         parts = self._loss(picture)
@@ -161,18 +164,20 @@ class Trainer:
         if self.teacher is not None:
             with torch.no_grad():
                 teacher_heads, taught = forward_with_features(self.teacher, images.to(torch.bfloat16) / 255)
-        given = taught if self.progress < BLOCKS_UNTIL else {}
+        given = taught if self.progress < self.blocks_until else {}
         for module in self.model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.train(self.progress < STATISTICS_UNTIL)
         with self._autocast():
             heads, features = forward_with_features(self.model, images.float() / 255, given)
-        box, objectness, teacher_box = detection_loss(heads, labels, self.anchors, teacher_heads)
+        box, objectness, teacher_box = detection_loss(
+            heads, labels, self.anchors, teacher_heads, labels_score=self.labels_score
+        )
         total = BOX_GAIN * box + OBJECTNESS_GAIN * objectness + TEACHER_BOX_GAIN * teacher_box
         mimicry = total.new_zeros(())
         if taught and self.progress < FEATURES_UNTIL:
             mimicry = feature_loss(features, taught)
-            total = total + feature_gain(self.progress) * mimicry
+            total = total + feature_gain(self.progress, blocks_until=self.blocks_until) * mimicry
         return LossParts(total, box.item(), objectness.item(), teacher_box.item(), mimicry.item())
 
     def state(self) -> dict[str, Any]:
