@@ -1,4 +1,4 @@
-"""All benches, one after the other: `python -m bench [--quick] [NAME ...]`; then the plots, and docs/performance.md.
+"""All benches, one after the other: `python -m bench [--quick] [NAME ...]`; then the plots, and the tables in the docs.
 
 Leave the machine alone meanwhile: where two CPUs share one core's arithmetic units, whatever runs on the other one
 makes the detector up to 1.7 times slower, and torch less so. --quick runs every bench for some seconds, to see that
@@ -45,7 +45,9 @@ def main() -> int:
         print(f"({name}: {time.monotonic() - started_s:.0f} s)", flush=True)
     subprocess.run([sys.executable, "-m", "bench.plots"], cwd=report.ROOT)
     if not options.quick:
-        report.fill_in(report.ROOT / "docs" / "performance.md")
+        subprocess.run([sys.executable, "-m", "bench.summary"], cwd=report.ROOT)
+        for document in ("README.md", "docs/performance.md"):
+            report.fill_in(report.ROOT / document)
     if failed:
         print(f"failed: {', '.join(failed)}")
     return 1 if failed else 0

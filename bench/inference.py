@@ -13,6 +13,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -138,7 +139,8 @@ def compare(a: list[list], b: list[list]) -> str:
     return f"{different} of {len(a)} frames with another count; within {far_px:.2g} px, {far_score:.2g} score"
 
 
-def run(case: Case, rounds: int) -> list[str]:
+def run(case: Case, rounds: int) -> tuple[list[str], dict[str, float]]:
+    """The case's row of the table, and its medians."""
     frames = some_frames(case.width_px, case.height_px)
     contenders = [Contender(make, case, frames) for make in (ours, torch_eager)]
     mine, theirs = contenders
@@ -149,7 +151,8 @@ def run(case: Case, rounds: int) -> list[str]:
     boxes = compare(mine.people[: len(frames)], theirs.people[: len(frames)])
     cpu = [b / a for a, b in zip(mine.cpu_ms, theirs.cpu_ms, strict=True)]
     peak_mine_mb, peak_theirs_mb = mine.end(), theirs.end()
-    return [
+    medians = {"ours_ms": mine.times_ms, "eager_ms": theirs.times_ms, "times_faster": ratios}
+    row = [
         f"{case.width_px}x{case.height_px}",
         str(case.threads),
         case.precision or "best",
@@ -160,6 +163,7 @@ def run(case: Case, rounds: int) -> list[str]:
         f"{peak_mine_mb:.0f} / {peak_theirs_mb:.0f}",
         boxes,
     ]
+    return row, {name: statistics.median(values) for name, values in medians.items()}
 
 
 def main() -> None:
@@ -170,16 +174,18 @@ def main() -> None:
         raise SystemExit(f"{CHECKPOINT} is missing: start the daemon once with WEIGHTS = {CHECKPOINT.name!r}")
     os.environ["PYTHONWARNINGS"] = "ignore"
     head = ["input", "threads", "precision", "ours, ms", "torch eager, ms", "times faster", "CPU times less"]
-    rows, busy = [], busy_share()
+    rows, medians, busy = [], {}, busy_share()
     for case in CASES:
         print(case, flush=True)
-        rows.append(run(case, options.rounds))
+        row, facts = run(case, options.rounds)
+        rows.append(row)
+        medians[" ".join(row[:3])] = facts
     lines = [
         f"{machine()}. {100 * busy:.0f} % of it was busy with other things before. Medians, and extremes in brackets.",
         "",
         *table([*head, "peak memory, MiB", "boxes"], rows),
     ]
-    write_section("inference", lines, busy=busy)
+    write_section("inference", lines, busy=busy, medians=medians)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 
@@ -24,6 +25,7 @@ from guardianberry.h264 import AccessUnit, Decoder, Splitter
 from guardianberry.mp4 import Mp4Writer
 
 SECONDS, RATE_FPS = 20, 10
+OURS = "packets copied (this daemon)"
 SIZE_PX = (script.FRAME_WIDTH_PX, script.FRAME_HEIGHT_PX)
 
 
@@ -64,33 +66,41 @@ def cpu_ms(job, path: Path, material: list) -> float:
     return (time.process_time() - started_s) * 1000
 
 
-def compare(video: Path, rounds: int) -> list[list[str]]:
-    """A row of the table for each way to record `video`."""
+class Contest(NamedTuple):
+    """What the ways to record one video took: milliseconds of CPU a clip by round, and the size of the file."""
+
+    frames: int
+    times_ms: dict[str, list[float]]
+    sizes_kb: dict[str, float]
+
+    def ratios(self, name: str) -> list[float]:
+        return [theirs / ours for theirs, ours in zip(self.times_ms[name], self.times_ms[OURS], strict=True)]
+
+    def row(self, name: str) -> list[str]:
+        took_ms = self.times_ms[name]
+        a_frame_ms = statistics.median(took_ms) / self.frames
+        times_as_much = f"**{spread(self.ratios(name), 0)}**"
+        return [name, spread(took_ms, 1), f"{a_frame_ms:.3f}", times_as_much, f"{self.sizes_kb[name]:.0f}"]
+
+
+def compare(video: Path, rounds: int) -> Contest:
     clip = units(video)
     jobs = {
-        "packets copied (this daemon)": (copy, clip),
+        OURS: (copy, clip),
         "cv2.VideoWriter, mp4v": (encode_again, decoded(clip)),
         "the same with decoding": (decode_and_encode_again, clip),
     }
-    times_ms: dict[str, list[float]] = {name: [] for name in jobs}
-    sizes_kb: dict[str, float] = {}
+    contest = Contest(len(clip), {name: [] for name in jobs}, {})
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "clip.mp4"
         for index in range(rounds + 1):
             for name, (job, material) in jobs.items():
                 path.unlink(missing_ok=True)  # each clip is a new file
                 took_ms = cpu_ms(job, path, material)
-                sizes_kb[name] = path.stat().st_size / 1000
+                contest.sizes_kb[name] = path.stat().st_size / 1000
                 if index:  # the first one warms up
-                    times_ms[name].append(took_ms)
-    ours_ms, *_ = times_ms.values()
-    rows = []
-    for name, took_ms in times_ms.items():
-        ratios = [theirs / ours for theirs, ours in zip(took_ms, ours_ms, strict=True)]
-        a_frame_ms, size_kb = statistics.median(took_ms) / len(clip), sizes_kb[name]
-        figures = [spread(took_ms, 1), f"{a_frame_ms:.3f}", f"**{spread(ratios, 0)}**", f"{size_kb:.0f}"]
-        rows.append([video.name, name, *figures])
-    return rows
+                    contest.times_ms[name].append(took_ms)
+    return contest
 
 
 def main() -> None:
@@ -98,13 +108,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     videos = [offline.SCENE, *sorted(offline.CLIPS.glob("*CCTV*.mp4"))]
-    rows = [row for video in videos for row in compare(video, options.rounds)]
+    contests = {video.name: compare(video, options.rounds) for video in videos}
+    rows = [[video, *contest.row(name)] for video, contest in contests.items() for name in contest.times_ms]
     lines = [
         f"{SECONDS} s at {RATE_FPS} fps; CPU of all threads, {options.rounds} rounds in turn.",
         "",
         *table(["video", "how", "CPU ms a clip", "CPU ms a frame", "times as much", "file, kB"], rows),
     ]
-    write_section("recording", lines)
+    ratios = {
+        f"{video}, {name}": statistics.median(contest.ratios(name))
+        for video, contest in contests.items()
+        for name in contest.times_ms
+    }
+    write_section("recording", lines, ratios=ratios)
 
 
 if __name__ == "__main__":
