@@ -17,7 +17,7 @@ cv2 = pytest.importorskip("cv2")
 from guardianberry.detector import Detector  # noqa: E402 - only where torch is there
 from guardianberry.weights import Graph  # noqa: E402
 from guardianberry.yolov5 import COCO_ANCHORS_PX, STRIDES_PX, build, fuse  # noqa: E402
-from training import anchors, augment, batches, metrics, train, trainer, validation  # noqa: E402
+from training import anchors, augment, batches, metrics, plot, train, trainer, validation  # noqa: E402
 from training.data import Dataset, Example, parse_labels, read_tar  # noqa: E402
 from training.export import export_trained  # noqa: E402
 from training.likeness import best_match, compare  # noqa: E402
@@ -406,6 +406,11 @@ def test_the_rate_falls_once_for_the_blocks_and_once_for_the_whole_network():
     twice = [trainer.learning_rate(share, late, blocks_until=0.4) for share in (0, 0.3, 0.399, 0.4, 0.5, 1)]
     assert twice[0] == trainer.BLOCKS_RATE > twice[1] > twice[2] > twice[3]
     assert twice[4] > twice[3] > twice[5] == pytest.approx(once[2])
+
+
+def test_the_epochs_of_runs_that_went_on_from_each_other_are_counted_on():
+    first, second = [{"epoch": 1.0, "auc": 0.5}, {"epoch": 2.0, "auc": 0.6}], [{"epoch": 1.0, "auc": 0.7}]
+    assert plot.chain([first, second]) == [*first, {"epoch": 3.0, "auc": 0.7}]
 
 
 def test_the_best_weights_become_a_graph_that_the_daemon_runs(tmp_path):

@@ -1,4 +1,7 @@
-"""The curves of a run as a PNG: `python -m training.plot history.json curve.png`. Needs matplotlib."""
+"""The curves of a run as a PNG, or of runs that went on from each other. Needs matplotlib.
+
+python -m training.plot training/runs/first/history.json [training/runs/second/history.json ...] curve.png
+"""
 
 from __future__ import annotations
 
@@ -35,5 +38,15 @@ def draw_curves(history: list[dict[str, float]], path: Path) -> None:
     plt.close(figure)
 
 
+def chain(histories: list[list[dict[str, float]]]) -> list[dict[str, float]]:
+    """One history of several, the epochs counted on."""
+    rows: list[dict[str, float]] = []
+    for history in histories:
+        done = rows[-1]["epoch"] if rows else 0.0
+        rows += [{**row, "epoch": done + row["epoch"]} for row in history]
+    return rows
+
+
 if __name__ == "__main__":
-    draw_curves(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+    *sources, target = map(Path, sys.argv[1:])
+    draw_curves(chain([json.loads(source.read_text()) for source in sources]), target)
