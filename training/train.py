@@ -28,7 +28,7 @@ from training.data import Dataset
 from training.loss import LossParts
 from training.plot import draw_curves
 from training.team import Team, lead
-from training.trainer import Trainer, half_weights, save
+from training.trainer import WHOLE_RATE, Trainer, half_weights, save
 from training.validation import fitness, validate
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Run:
         self.trainer = Trainer(
             *(args.teacher, anchors.choose(sizes)),
             seed=args.seed, device=torch.device(args.device), epochs=args.epochs, minutes=args.minutes,
-            rounds_per_epoch=args.rounds, team=team, start=args.start,
+            rounds_per_epoch=args.rounds, team=team, start=args.start, whole_rate=args.rate,
         )  # fmt: skip
         last = self.folder / "last.pt"
         if last.exists():
@@ -161,6 +161,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--cache", type=Path, default=Path("training/runs/cache"), help="folder for decoded images (7 GB)")
     add("--teacher", type=Path, help="an official YOLOv5 checkpoint; without it labels alone teach")
     add("--start", type=Path, help="best.pt of an earlier run, to go on from in a new schedule")
+    add("--rate", type=float, default=WHOLE_RATE, help="the whole network's learning rate at its peak")
     add("--epochs", type=int, default=60, help="length of the schedule")
     add("--minutes", type=float, default=0, help="length of the schedule as time, in place of --epochs")
     add("--rounds", type=int, default=1, help="in an epoch; after each the network is measured and saved")

@@ -26,7 +26,7 @@ from training.team import Team
 
 # Optimisation
 BLOCKS_RATE = 4e-3  # AdamW; the peak while each block learns on its own
-WHOLE_RATE = 1.5e-3  # the peak after that
+WHOLE_RATE = 1.5e-3  # the peak after that, unless another is asked for
 FINAL_RATE_SHARE = 0.02  # of its peak to which the rate falls, as a cosine, by the end of either part
 WEIGHT_DECAY = 0.02  # on the convolutions' weights only
 WARM_UP_BATCHES = 100
@@ -57,9 +57,9 @@ class Average:
         torch._foreach_lerp_([ours[n] for n in names], [theirs[n] for n in names], 1 - decay)
 
 
-def learning_rate(progress: float, batches_done: int, *, blocks_until: float) -> float:
+def learning_rate(progress: float, batches_done: int, *, blocks_until: float, whole_rate: float = WHOLE_RATE) -> float:
     """Two cosines, one for the blocks and one for the whole network; the second is all there is without blocks."""
-    begin, end, peak = blocks_until, 1.0, WHOLE_RATE
+    begin, end, peak = blocks_until, 1.0, whole_rate
     if progress < blocks_until:
         begin, end, peak = 0.0, blocks_until, BLOCKS_RATE
     share = min((progress - begin) / (end - begin), 1)
@@ -96,9 +96,10 @@ class Trainer:
         rounds_per_epoch: int = 1,
         team: Team | None = None,
         start: Path | None = None,
+        whole_rate: float = WHOLE_RATE,
     ) -> None:
         self.team = team or Team()
-        self.device, self.minutes, self.seed = device, minutes, seed
+        self.device, self.minutes, self.seed, self.whole_rate = device, minutes, seed, whole_rate
         self.rounds, self.rounds_per_epoch = epochs * rounds_per_epoch, rounds_per_epoch
         self.model = (
             build(nc=1, anchors_px=anchors_px, seed=seed).to(device).to(memory_format=torch.channels_last).train()
@@ -140,7 +141,9 @@ class Trainer:
 
         `stop` may be asked of any member of the team; `stopping` then tells all of them after the same batch.
         """
-        rate = learning_rate(self.progress, self.batches_done, blocks_until=self.blocks_until)
+        rate = learning_rate(
+            self.progress, self.batches_done, blocks_until=self.blocks_until, whole_rate=self.whole_rate
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         parts = self._loss(picture)
