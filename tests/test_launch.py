@@ -57,8 +57,9 @@ class Launcher:
 
     def start(self, *arguments: str, **settings) -> subprocess.Popen[bytes]:
         with (self.folder / "log").open("ab") as log:
+            # Tests that run in the background may have SIGINT ignored, and a shell cannot trap what it began with so.
             self.process = subprocess.Popen(
-                [str(self.folder / "launch.sh"), *arguments],
+                ["/usr/bin/env", "--default-signal=INT", str(self.folder / "launch.sh"), *arguments],
                 cwd="/",
                 env={"PATH": "/usr/bin:/bin", "HOME": "/"},
                 stdout=log,
