@@ -88,7 +88,7 @@ def compare(video: Path, rounds: int) -> Contest:
     jobs = {
         OURS: (copy, clip),
         "cv2.VideoWriter, mp4v": (encode_again, decoded(clip)),
-        "the same with decoding": (decode_and_encode_again, clip),
+        "cv2.VideoWriter, mp4v, with decoding": (decode_and_encode_again, clip),
     }
     contest = Contest(len(clip), {name: [] for name in jobs}, {})
     with tempfile.TemporaryDirectory() as temporary:

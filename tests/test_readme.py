@@ -38,7 +38,13 @@ def test_the_two_commands_head_the_readme_and_ci_calls_the_second():
     assert re.search(r"^tests/run$", (ROOT / ".ci/run").read_text(encoding="utf-8"), re.MULTILINE)
 
 
-@pytest.mark.parametrize("document", ["README.md", "SECURITY.md", "aws/README.md", "docs/design.md"])
+@pytest.mark.parametrize(
+    "document",
+    [
+        *("README.md", "SECURITY.md", "aws/README.md", "docs/design.md", "docs/performance.md"),
+        *("bench/README.md", "training/README.md", "models/README.md"),
+    ],
+)
 def test_links_lead_somewhere_and_named_tests_exist(document):
     path = ROOT / document
     text = path.read_text(encoding="utf-8")
