@@ -52,12 +52,14 @@ class Clock:
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         since_boot: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._wait_s = wait_s
         self._is_synchronised = is_synchronised
         self._wall = wall
         self._monotonic = monotonic
         self._since_boot = since_boot
+        self._pause = pause
         self._is_set = False
         self._used_labels: set[int] = set()
         self._begun_s = monotonic()
@@ -90,9 +92,13 @@ class Clock:
         """As `label`, but never one given before: a clock that is set back an hour repeats its seconds.
 
         Nor one that a run killed just now can have given, whose image is perhaps in the bucket already: the first
-        second of a run belongs to the run before.
+        second of a run belongs to the run before. An event within it gets the next one and waits for it: were this run
+        killed before, the next one could begin in the same second and give the same label.
         """
-        label = max(self.label(monotonic_s), self.label(self._begun_s) + 1)
+        label, first_of_our_own = self.label(monotonic_s), self.label(self._begun_s) + 1
+        if label < first_of_our_own:
+            label = first_of_our_own
+            self._pause(max(0.0, self._begun_s + 1 - self._monotonic()))
         while label in self._used_labels:
             label += 1
         self._used_labels.add(label)

@@ -26,7 +26,11 @@ class FakeTime:
             wall=lambda: self.monotonic_s + self.offset_s,
             monotonic=lambda: self.monotonic_s,
             since_boot=lambda: self.monotonic_s,
+            pause=self.go_on,
         )
+
+    def go_on(self, seconds: float) -> None:
+        self.monotonic_s += seconds
 
 
 def names(folder: Path) -> list[str]:
@@ -64,6 +68,20 @@ def test_a_run_after_a_kill_gives_no_label_of_the_run_before():
     assert clock.new_label(time.monotonic_s) == label + 1
     time.monotonic_s += 1
     assert clock.new_label(time.monotonic_s) == label + 2, "from then on labels are true"
+
+
+@pytest.mark.parametrize("phase_s", [0.0, 0.1, 0.3, 0.49, 0.51, 0.6, 0.8, 0.99])
+@pytest.mark.parametrize("event_after_s", [0.0, 0.15, 0.5, 0.9, 1.3])
+@pytest.mark.parametrize("restart_after_s", [0.0, 0.2, 0.45, 0.7])
+def test_runs_killed_right_after_their_first_event_never_share_a_label(phase_s, event_after_s, restart_after_s):
+    time, labels = FakeTime(), []
+    time.monotonic_s += phase_s
+    for _ in range(5):
+        clock = time.clock()
+        time.monotonic_s += event_after_s
+        labels.append(clock.new_label(time.monotonic_s))
+        time.monotonic_s += restart_after_s + 1e-6
+    assert labels == sorted(set(labels))
 
 
 def test_the_first_second_of_a_run_follows_a_clock_that_is_set_back():
