@@ -68,9 +68,8 @@ def latency(found: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def recording(found: dict[str, Any]) -> Iterator[list[str]]:
-    for what, ratio in found["ratios"].items():
-        video, _, how = what.partition(", ")
-        if not how.startswith("packets"):
+    for video, ratios in found["ratios"].items():
+        for how, ratio in ratios.items():
             yield [f"CPU of recording {video}", "packets copied", how, f"{ratio:.0f}"]
 
 

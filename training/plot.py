@@ -1,6 +1,8 @@
-"""The curves of a run as a PNG, or of runs that went on from each other. Needs matplotlib.
+"""The curves of a run as a PNG, or of runs that went on from each other.
 
-python -m training.plot training/runs/first/history.json [training/runs/second/history.json ...] curve.png
+    python -m training.plot training/runs/first/history.json [training/runs/second/history.json ...] curve.png
+
+Needs matplotlib.
 """
 
 from __future__ import annotations
