@@ -405,6 +405,7 @@ def test_the_rate_falls_once_for_the_blocks_and_once_for_the_whole_network():
     ]
     twice = [trainer.learning_rate(share, late, blocks_until=0.4) for share in (0, 0.3, 0.399, 0.4, 0.5, 1)]
     assert twice[0] == trainer.BLOCKS_RATE > twice[1] > twice[2] > twice[3]
+    assert twice[2] == pytest.approx(0.02 * trainer.BLOCKS_RATE, rel=0.01)
     assert twice[4] > twice[3] > twice[5] == pytest.approx(once[2])
 
 
