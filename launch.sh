@@ -5,23 +5,28 @@
 # longer and longer pauses when it dies, and not when it was asked to stop or when only an edit of the file helps.
 set -u
 
-cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" || exit 1
+here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+cd "$here" || exit 1
 
 say() { echo "launch.sh: $*" >&2; }
 
-# The stamp names the requirements that env/ was made from and is written last: a set-up that was interrupted, or an
-# update of requirements.txt, makes it anew; an ordinary boot needs no network.
+# The stamp names the Python and the requirements that env/ was made from and is written last: a set-up that was
+# interrupted, or an update of either, makes it anew; an ordinary boot needs no network.
 set_up() {
     local stamp requirements=(-r requirements.txt)
     # On a Pi each wheel must have the hash that is written down; elsewhere torch comes in builds that differ.
     if [ "$(uname -m)" = aarch64 ]; then
         requirements=(--no-deps --only-binary :all: --require-hashes -r requirements-aarch64.txt)
     fi
-    stamp="env/.made-from-$(sha256sum "${requirements[-1]}" | cut -c1-16)"
+    stamp="env/.made-from-$({
+        python3 -c 'import sys; print(*sys.version_info[:2])'
+        cat "${requirements[-1]}"
+    } | sha256sum | cut -c1-16)"
     if [ -e "$stamp" ]; then return 0; fi
     say "setting up env/ (once; several minutes on a Pi)"
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { say "Python 3.11 or newer is needed"; return 1; }
     python3 -m venv env || { say "python3 -m venv failed; on Raspberry Pi OS: sudo apt install python3-venv"; return 1; }
+    rm -f env/.made-from-*
     env/bin/python -m pip install --quiet --disable-pip-version-check "${requirements[@]}" || {
         say "the packages could not be installed; is there a network?"
         return 1
@@ -65,7 +70,11 @@ while ! set_up; do
     pause_s=$((pause_s * 2 < longest_pause_s ? pause_s * 2 : longest_pause_s))
 done
 
-if [ -z "$watched" ]; then exec env/bin/python detect_and_upload.py "$@"; fi
+[ -z "$asked_to_stop" ] || exit 0
+if [ -z "$watched" ]; then
+    cd "$OLDPWD" || exit 1 # where the path of a video begins
+    exec "$here/env/bin/python" "$here/detect_and_upload.py" "$@"
+fi
 
 pause_s=2
 while :; do

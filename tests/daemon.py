@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -29,6 +30,15 @@ _SEES_ONE_PROCESS = """    from guardianberry import camera as module
     everybody = module.running_cameras
     module.running_cameras = lambda: [other for other in everybody() if other.pid == {pid}]
 """
+
+
+def launch_stamp(folder: Path) -> Path:
+    """The file that launch.sh leaves in `folder`/env when its set-up is done."""
+    version = subprocess.check_output(
+        ["python3", "-c", "import sys; print(*sys.version_info[:2])"], env={"PATH": "/usr/bin:/bin"}
+    )
+    made_from = version + (folder / "requirements.txt").read_bytes()
+    return folder / "env" / f".made-from-{hashlib.sha256(made_from).hexdigest()[:16]}"
 
 
 def install(folder: Path, *, heeded_pid: int | None = None, **constants: object) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import ROOT
+from tests.daemon import ROOT, launch_stamp
 
 # Stands in for the daemon: notes how it was called, then does what the file `plan` says, a line a start.
 PROGRAM = """
@@ -47,10 +46,9 @@ class Launcher:
 
     def make_env(self) -> None:
         """As a finished set-up leaves it."""
-        stamp = hashlib.sha256((self.folder / "requirements.txt").read_bytes()).hexdigest()[:16]
         (self.folder / "env/bin").mkdir(parents=True)
         (self.folder / "env/bin/python").symlink_to(sys.executable)
-        (self.folder / f"env/.made-from-{stamp}").touch()
+        launch_stamp(self.folder).touch()
 
     def plan(self, *what: str) -> None:
         (self.folder / "plan").write_text("\n".join(what), encoding="utf-8")
@@ -157,6 +155,40 @@ def test_what_ends_by_itself_is_not_watched_over(launcher, option):
     launcher.plan("1")
     assert launcher.start(option, "x").wait(20) == 1
     assert len(launcher.starts(1)) == 1
+
+
+def test_a_relative_path_of_a_video_begins_where_the_caller_is(launcher, tmp_path):
+    launcher.make_env()
+    launcher.plan("0")
+    (tmp_path / "home").mkdir()
+    command = [str(launcher.folder / "launch.sh"), "--demo", "my.mp4"]
+    assert subprocess.run(command, cwd=tmp_path / "home", check=False, timeout=20).returncode == 0
+    ((_, cwd, _, *arguments),) = launcher.starts(1)
+    assert (cwd, arguments) == (str(tmp_path / "home"), ["--demo", "my.mp4"])
+
+
+def test_a_signal_during_the_set_up_starts_nothing_afterwards(launcher):
+    launcher.plan("run")
+    process = launcher.start()
+    give_up_s = time.monotonic() + 20
+    while "setting up" not in launcher.log:
+        assert time.monotonic() < give_up_s, launcher.log
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(120) == 0
+    assert not (launcher.folder / "starts").exists()
+    assert launch_stamp(launcher.folder).exists(), "the set-up in hand was not finished"
+
+
+def test_an_update_taken_back_is_set_up_anew(launcher):
+    """The packages in env/ are the update's, whatever older stamps say."""
+    launcher.plan("0")
+    requirements = launcher.folder / "requirements.txt"
+    first = requirements.read_bytes()
+    for number, content in enumerate((first, b"# an update\n", first), start=1):
+        requirements.write_bytes(content)
+        assert launcher.start().wait(120) == 0
+        assert launcher.log.count("setting up") == number
 
 
 def test_a_set_up_that_fails_is_tried_again_but_not_while_somebody_waits(launcher):

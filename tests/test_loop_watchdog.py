@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ import psutil
 import pytest
 
 from bench.footage import cameras_in, own_camera, write_footage
-from tests.daemon import ROOT, Daemon
+from tests.daemon import ROOT, Daemon, launch_stamp
 from tests.h264 import decode
 from tests.s3_server import environment
 
@@ -41,12 +40,11 @@ class Launched(Daemon):
         shutil.copy(ROOT / "launch.sh", folder)
         for name in ("requirements.txt", "requirements-aarch64.txt"):
             (folder / name).write_text("# nothing\n", encoding="utf-8")
-        stamp = hashlib.sha256((folder / "requirements.txt").read_bytes()).hexdigest()[:16]
         python = folder / "env" / "bin" / "python"
         python.parent.mkdir(parents=True)
         python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
         python.chmod(0o755)
-        (folder / f"env/.made-from-{stamp}").touch()
+        launch_stamp(folder).touch()
         self._command = [str(folder / "launch.sh")]
 
     def insert(self, after: str, code: str) -> None:
