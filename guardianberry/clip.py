@@ -22,7 +22,15 @@ from guardianberry.filenames import (
     free_path,
     parse_open,
 )
-from guardianberry.mp4 import WRITE_ERRORS, Mp4Writer, Unit, close_killed_file, cut_to_whole_fragments, fsync_path
+from guardianberry.mp4 import (
+    READ_ERRORS,
+    WRITE_ERRORS,
+    Mp4Writer,
+    Unit,
+    close_killed_file,
+    cut_to_whole_fragments,
+    fsync_path,
+)
 from guardianberry.recorder import EventFacts, Stop
 
 log = logging.getLogger(__name__)
@@ -41,10 +49,11 @@ class Tap(Protocol):
 
 
 class ClipWriter:
-    """Records one event in a thread of its own, so that a slow SD card never holds up the loop.
+    """Records one event in a thread of its own, so that a slow SD card does not hold up the loop.
 
-    The constructor opens the file and writes the pre-roll, and raises OSError or av.error.FFmpegError where it
-    cannot: once it returns, the clip survives a kill. Until something in it can be read it has a part's name.
+    The constructor opens the file and writes the pre-roll in the caller's thread, and raises OSError or
+    av.error.FFmpegError where it cannot: once it returns, the clip survives a kill. Until something in it can be read
+    it has a part's name.
     `final_name` makes the file name out of what is known at the end. `finished` is called from the writer's thread
     with the path of the finished clip.
     """
@@ -144,8 +153,9 @@ class ClipWriter:
     def _write_available(self, unit: Unit | None) -> bool:
         """Write `unit` and what else is there already; False once the clip takes no more."""
         while unit is not None:
-            too_late = self._stop is not None and unit.arrival_s > self._stop.time_s
-            if too_late or self._mp4.duration_with_s(unit) > self._max_duration_s:
+            if self._stop is not None and unit.arrival_s > self._stop.time_s:
+                return False
+            if self._mp4.duration_with_s(unit) > self._max_duration_s:
                 self._end_reason = "the clip has its full length"
                 return False
             if (unit.width, unit.height) != self._size:
@@ -190,16 +200,14 @@ class ClipWriter:
         self._finished(path)
 
 
-def recover_clips(
-    folder: Path, *, max_duration_s: float, frame_rate_fps: float, finished: Callable[[Path], None] = lambda path: None
-) -> int:
-    """Finish every clip that a kill or a power cut left open in `folder`; how many there were.
+def recover_clips(folder: Path, *, max_duration_s: float, frame_rate_fps: float) -> list[Path]:
+    """Finish every clip that a kill or a power cut left open in `folder`; the finished ones.
 
     Its duration comes from its own packets, all else from its name. An open file without a single readable frame is
     left as it is and named in the log. Call before anything records into `folder`.
     """
-    found = sorted(path for path in folder.iterdir() if _is_open_clip(path))
-    for path in found:
+    finished = []
+    for path in sorted(path for path in folder.iterdir() if _is_open_clip(path)):
         name, final_name = _parse_open_name(path.name)
         if name is None:
             log.warning("clip: %s/%s is no clip of this program; it stays where it is", folder.name, path.name)
@@ -207,12 +215,12 @@ def recover_clips(
         try:
             duration_s = close_killed_file(path, frame_rate_fps=frame_rate_fps)
             path = _finish_file(path, name, duration_s, max_duration_s, final_name)
-        except WRITE_ERRORS as error:
+        except READ_ERRORS as error:
             log.warning("clip: %s/%s cannot be finished (%s); it stays where it is", folder.name, path.name, error)
             continue
         log.info("clip: finished %s (%.1f s), which an earlier run left open", path.name, duration_s)
-        finished(path)
-    return len(found)
+        finished.append(path)
+    return finished
 
 
 def _is_open_clip(path: Path) -> bool:

@@ -15,10 +15,12 @@ from typing import Protocol
 
 import av
 import av.error
+from av.container import InputContainer
 
 from guardianberry.filenames import PART_PREFIX
 
 WRITE_ERRORS = (OSError, av.error.FFmpegError)
+READ_ERRORS = (*WRITE_ERRORS, ValueError)  # PyAV's, for text that is none and streams that are no video
 
 _TICKS_PER_S = 90_000  # the usual time base of video; arrival times are exact to 11 us
 _TIME_BASE = Fraction(1, _TICKS_PER_S)
@@ -101,8 +103,8 @@ class Mp4Writer:
 def close_killed_file(path: Path, *, frame_rate_fps: float) -> float:
     """Replace a killed clip by an ordinary MP4 of the same packets, atomically; its duration in seconds.
 
-    Raises OSError or av.error.FFmpegError, and leaves the file as it was, where it holds no readable frame or the
-    disk has no room for the copy.
+    Raises one of READ_ERRORS, and leaves the file as it was, where it holds no readable frame or the disk has no room
+    for the copy.
     """
     part = path.with_name(PART_PREFIX + path.name)
     try:
@@ -115,7 +117,7 @@ def close_killed_file(path: Path, *, frame_rate_fps: float) -> float:
 
 
 def _copy_packets(source: Path, target: Path, *, frame_rate_fps: float) -> float:
-    with av.open(str(source)) as killed:
+    with _open_mp4(source) as killed:
         if not killed.streams.video:
             raise OSError("it holds no video")
         stream = killed.streams.video[0]
@@ -151,8 +153,13 @@ def cut_to_whole_fragments(path: Path, *, frame_rate_fps: float) -> float:
             file.seek(end)
         if whole_end:
             file.truncate(whole_end)
-    with av.open(str(path)) as container:
+    with _open_mp4(path) as container:
         return max((_end_s(packet, frame_rate_fps) for packet in container.demux(video=0)), default=0.0)
+
+
+def _open_mp4(path: Path) -> InputContainer:
+    """To read. No other format is tried, and a flipped bit in a title is no reason to lose the video."""
+    return av.open(str(path), format="mp4", metadata_errors="replace")
 
 
 def _end_s(packet: av.Packet, frame_rate_fps: float) -> float:
