@@ -62,6 +62,8 @@ class Clock:
         self._pause = pause
         self._is_set = False
         self._used_labels: set[int] = set()
+        self._labels_of_held: dict[int, int] = {}  # by the monotonic millisecond of the event
+        self._refused: set[Path] = set()
         self._begun_s = monotonic()
         self.boot = _BOOT_ID_FILE.read_text(encoding="ascii")[:8] if _BOOT_ID_FILE.exists() else "00000000"
 
@@ -91,9 +93,10 @@ class Clock:
     def new_label(self, monotonic_s: float) -> int:
         """As `label`, but never one given before: a clock that is set back an hour repeats its seconds.
 
-        Nor one that a run killed just now can have given, whose image is perhaps in the bucket already: the first
-        second of a run belongs to the run before. An event within it gets the next one and waits for it: were this run
-        killed before, the next one could begin in the same second and give the same label.
+        Nor one that a run killed just now can have given, whose image is perhaps in the bucket already: the second in
+        which a run begins belongs to the run before. A run that began at 100.2 calls its event of 100.4 not 100 but
+        101, and only once it is 101.2: were it killed with that label at 100.45, a next run that began at 100.46 would
+        also call its first event 101.
         """
         label, first_of_our_own = self.label(monotonic_s), self.label(self._begun_s) + 1
         if label < first_of_our_own:
@@ -111,17 +114,26 @@ class Clock:
     def release_held(self, folder: Path) -> int:
         """Give the files that waited in `folder` their true times, oldest first; how many. Call once `is_set()`.
 
-        A file that was held before a reboot keeps the label it had: its monotonic clock is gone.
+        The files of one event get one label, even where the clock is set between them. A file that was held before a
+        reboot keeps the label it had: its monotonic clock is gone. One that cannot be renamed is named once and waits.
         """
+        released = 0
         held = sorted((h.monotonic_ms, path, h) for path in folder.iterdir() if (h := parse_held(path.name)))
         for monotonic_ms, path, waiting in held:
             name = waiting.name
             if waiting.boot == self.boot:
-                name = with_label(name, self.label(monotonic_ms / 1000))
+                name = with_label(name, self._labels_of_held.setdefault(monotonic_ms, self.label(monotonic_ms / 1000)))
             target = free_path(folder, name)
-            path.rename(target)
+            try:
+                path.rename(target)
+            except OSError as error:
+                if path not in self._refused:
+                    log.warning("clock: %s cannot be renamed (%s); make its folder writable", path, error.strerror)
+                self._refused.add(path)
+                continue
+            released += 1
             log.info("clock: %s is now %s", path.name, target.name)
-        return len(held)
+        return released
 
     def _now_text(self) -> str:
         return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self._wall()))

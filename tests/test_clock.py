@@ -131,6 +131,18 @@ def test_held_events_get_their_true_times_in_their_order(tmp_path):
     assert (tmp_path / "1699999860-50-640-480.jpg").read_text() == "1060.4"
 
 
+def test_image_and_clip_of_an_event_get_one_label_though_the_clock_is_set_between_them(tmp_path):
+    """The wait is over while the clip is being written, and NTP answers before its end."""
+    time = FakeTime()
+    clock = time.clock()
+    (tmp_path / clock.hold(IMAGE, 1000.0)).touch()
+    clock.release_held(tmp_path)
+    time.offset_s += 1_700_000_000
+    (tmp_path / clock.hold(VIDEO, 1000.0)).touch()
+    clock.release_held(tmp_path)
+    assert names(tmp_path) == ["51000-20-1-50-12-640-480.mp4", "51000-50-640-480.jpg"]
+
+
 def test_a_held_event_never_takes_anothers_name(tmp_path):
     time = FakeTime()
     clock = time.clock()

@@ -163,8 +163,13 @@ def test_a_disk_full_to_the_last_byte_stops_neither_detection_nor_alerts_and_rec
 
 def test_a_read_only_videos_folder_is_named_and_alerts_go_on(tmp_path, models, s3):
     env = s3.environment() | {"STAND_IN_VIDEO": str(SCENE), "STAND_IN_START_S": "4"}
+    held = tmp_path / "videos" / HeldName("00000000", 5, VideoName(1, 5, 1, 50, 10, 640, 480)).encode()
+    held.parent.mkdir()
+    held.touch()  # by a run before the card went read-only
     with read_only(tmp_path / "videos"), Daemon(tmp_path, models, env=env, **EVENTS) as daemon:
+        daemon.wait_for_log(rf"clock: \S+/{held.name} cannot be renamed \(.*[Rr]ead-only.*make its folder writable")
         daemon.wait_for_log(r"clip: cannot record into \S+/videos \(.*[Rr]ead-only", timeout_s=90)
         daemon.wait_for_log(r"image \S+: uploaded")
         code, _ = daemon.terminate()
     assert code == 0
+    assert held.exists()
