@@ -59,7 +59,7 @@ STREAM_URL = "tcp://127.0.0.1:8888"  # a stream started by hand is read from her
 VIDEOS_BUCKET = "guardianberry.videos"  # names are unique in all of AWS: put yours here
 IMAGES_BUCKET = "guardianberry.images"  # never the same one: alerts hang on each new object here
 SERVER_SIDE_ENCRYPTION = "AES256"  # None for S3 servers that know no encryption
-JPEG_QUALITY = 85  # 0 to 100; 50 to 80 kB a picture, so that it is through a 300 kbit/s uplink in 2 s
+JPEG_QUALITY = 85  # 1 to 100; 50 to 80 kB a picture, so that it is through a 300 kbit/s uplink in 2 s
 
 # ---- Disk, clock and watchdog
 MIN_FREE_DISK_BYTES = 500_000_000  # below it the oldest videos go, un-uploaded; a full SD card breaks the whole system
@@ -199,32 +199,36 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
 
 def guard(folder: Path, stop: threading.Event, *, demo: bool = False) -> int:
     """Make the folders, make sure that no other daemon has them, and run; the exit code."""
-    from guardianberry.system import AlreadyRunningError, lock_folder, make_private_folder, use_one_malloc_arena
+    from guardianberry.system import FolderError, lock_folder, make_private_folder, use_one_malloc_arena
     from guardianberry.weights import WeightsError
 
     use_one_malloc_arena()
-    for name in ("videos", "images"):
-        make_private_folder(folder / name)
     try:
+        for name in ("videos", "images"):
+            make_private_folder(folder / name)
         lock = lock_folder(folder)
         run(folder, stop, demo=demo)
         os.close(lock)
-    except (AlreadyRunningError, WeightsError) as error:
-        log.error("%s", error)
-        return EXIT_CANNOT_RUN
+    except (FolderError, WeightsError) as error:
+        if not stop.is_set():  # else asked to stop while the weights were still on their way
+            log.error("%s", error)
+            return EXIT_CANNOT_RUN
     log.info("stopped as asked")
     return 0
 
 
 def main() -> int:
+    # launch.sh must know the options that end by themselves, so they are not to be abbreviated.
     parser = argparse.ArgumentParser(
-        description="Guards a room with a Raspberry Pi camera. Settings: top of this file."
+        description="Guards a room with a Raspberry Pi camera. Settings: top of this file.", allow_abbrev=False
     )
     parser.add_argument("--check", action="store_true", help="say what works here and what does not, and end")
     parser.add_argument("--upload", action="store_true", help="with --check: also put a tiny object into each bucket")
     parser.add_argument("--demo", nargs="?", const="", metavar="VIDEO", help="a video file in place of the camera")
     parser.add_argument("-v", dest="verbose", action="store_true", help="log each frame")
     options = parser.parse_args()
+    if options.upload and not options.check:
+        parser.error("--upload goes with --check only")
 
     os.umask(0o077)  # whatever this process writes is for its owner alone
     if options.check:

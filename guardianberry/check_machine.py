@@ -100,9 +100,13 @@ def check_power() -> Iterator[Finding]:
     )
 
 
-def check_folder(folder: Path) -> Finding:
+def check_folder(folder: Path, min_free_bytes: int) -> Finding:
     """One of the two folders of the queue: private, writable, with space. Nothing is made that stays."""
     subject = folder.name + "/"
+    if folder.is_symlink() and not folder.exists():
+        return fail(
+            subject, f"a link to {folder.readlink()}, which is not there", "Mount that disk, or remove the link."
+        )
     place = folder if folder.exists() else folder.parent
     me = user_name(os.geteuid())
     advice = f"Make it a folder of {me}:\nsudo chown -R {me} {place}"
@@ -117,9 +121,13 @@ def check_folder(folder: Path) -> Finding:
     text = f"writable, {free_bytes / 1e9:.1f} GB free"
     if place == folder and folder.is_symlink():
         text += f", a link to {folder.resolve()}"
-    make_space = "Delete what is not needed; the oldest videos make room once the disk is full."
+    make_space = "Delete what is not needed."
     if free_bytes < NO_SPACE_BYTES:
         return fail(subject, text, make_space)
+    if free_bytes < min_free_bytes:
+        return warn(
+            subject, text, f"{make_space} That is below MIN_FREE_DISK_BYTES: the oldest videos go, uploaded or not."
+        )
     if free_bytes < LITTLE_SPACE_BYTES:
         return warn(subject, text, make_space)
     return ok(subject, text if place == folder else f"will be made, {free_bytes / 1e9:.1f} GB free")

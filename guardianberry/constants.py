@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
+
+_WHOLE_NUMBERS = (
+    "FRAME_WIDTH_PX", "FRAME_HEIGHT_PX", "KEY_FRAME_INTERVAL_FRAMES", "BITRATE_BPS", "DETECTOR_INPUT_WIDTH_PX",
+    "MAX_DET", "DETECTIONS_TO_START", "DETECTION_WINDOW_LOOKS", "JPEG_QUALITY",
+)  # fmt: skip
+_NUMBERS = (
+    "MAX_RECORDING_DURATION_S", "MIN_GAP_BETWEEN_VIDEO_START_S", "PERSON_GONE_AFTER_S", "PRE_ROLL_S", "CONF_THRES",
+    "IOU_THRES", "MAX_BLIND_S", "FRAME_RATE_FPS", "CAMERA_STALL_S", "MIN_FREE_DISK_BYTES", "CLOCK_WAIT_S",
+    "LOOP_TICK_S", "LOOP_STALL_S",
+)  # fmt: skip
+_TEXTS = ("WEIGHTS", "STREAM_URL", "VIDEOS_BUCKET", "IMAGES_BUCKET", "CLOCK_SYNC_FILE")
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}|arn:[^/]+[:/].+")  # what boto3 takes; other servers have other rules
+_STREAM = re.compile(r"tcp://[^\s:/]+:[0-9]{1,5}")
 
 
 def find_problems(constants: Mapping[str, Any]) -> list[str]:
     """What is wrong with the constants, by name, in the owner's words; empty when nothing is."""
     c = SimpleNamespace(**{name: value for name, value in constants.items() if name.isupper()})
-    try:
-        rules = _rules(c)
-    except TypeError as error:  # a number in quotes, say
-        return [f"a constant has the wrong type: {error}"]
-    return [advice for holds, advice in rules if not holds]
+    return list(_wrong_types(c)) or [advice for holds, advice in _rules(c) if not holds]
 
 
-def _rules(c: SimpleNamespace) -> tuple[tuple[bool, str], ...]:
+def _wrong_types(c: SimpleNamespace) -> Iterator[str]:
+    """A number in quotes, say, or a constant that was deleted."""
+    for names, kinds, kind in (
+        (_WHOLE_NUMBERS, int, "a whole number"),
+        (_NUMBERS, (int, float), "a number"),
+        (_TEXTS, str, "text in quotes"),
+    ):
+        for name in names:
+            value = getattr(c, name, None)
+            if not isinstance(value, kinds):
+                yield f"{name} must be {kind}, and is {value!r}"
+
+
+def _rules(c: SimpleNamespace) -> tuple[tuple[Any, str], ...]:
     return (
         (0 < c.CONF_THRES < 1, "CONF_THRES must lie between 0 and 1"),
         (0 < c.IOU_THRES <= 1, "IOU_THRES must lie between 0 and 1"),
@@ -55,7 +78,16 @@ def _rules(c: SimpleNamespace) -> tuple[tuple[bool, str], ...]:
             "CAMERA_STALL_S must be at least 1 s and three frames long, or a healthy camera is restarted",
         ),
         (c.LOOP_STALL_S >= 10, "LOOP_STALL_S must be at least 10 s: restarting a camera takes 3 s of the loop"),
-        (c.LOOP_TICK_S <= 1, "LOOP_TICK_S must be at most 1 s, or SIGTERM is heard too late"),
+        (0 < c.LOOP_TICK_S <= 1, "LOOP_TICK_S must lie between 0 and 1 s, or SIGTERM is heard too late"),
+        (c.CLOCK_WAIT_S >= 0, "CLOCK_WAIT_S must not be negative"),
+        (
+            _STREAM.fullmatch(c.STREAM_URL) and int(c.STREAM_URL.rpartition(":")[2]) < 65536,
+            "STREAM_URL must look like tcp://127.0.0.1:8888",
+        ),
+        *(
+            (_BUCKET.fullmatch(getattr(c, name)), f"{name} must be the bucket's name alone, without s3:// and slashes")
+            for name in ("VIDEOS_BUCKET", "IMAGES_BUCKET")
+        ),
         (c.VIDEOS_BUCKET != c.IMAGES_BUCKET, "VIDEOS_BUCKET and IMAGES_BUCKET must differ: alerts hang on the images"),
         (c.MIN_FREE_DISK_BYTES >= 0, "MIN_FREE_DISK_BYTES must not be negative"),
         (1 <= c.JPEG_QUALITY <= 100, "JPEG_QUALITY must lie between 1 and 100"),

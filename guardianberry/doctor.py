@@ -41,6 +41,7 @@ def check(
     server_side_encryption: str | None,
     clock_is_synchronised: Callable[[], bool],
     clock_wait_s: float,
+    min_free_bytes: int,
     problems: Sequence[str] = (),
     upload: bool = False,
     root: Path = Path("/"),
@@ -69,7 +70,7 @@ def check(
     is_worth_trying = not levels[FAIL]  # with wrong constants, or as root in another's folder, trying would do harm
     tell(check_power())
     tell(iter([check_clock(clock_is_synchronised, clock_wait_s, now_text)]))
-    tell(check_folder(folder / name) for name in ("images", "videos"))
+    tell(check_folder(folder / name, min_free_bytes) for name in ("images", "videos"))
     tell(iter([check_start_at_boot(folder, root)]))
     if is_worth_trying:
         tell(check_eyes(folder, camera, model, root, running))
@@ -107,6 +108,7 @@ def examine(folder: Path, constants: Mapping[str, Any], *, upload: bool) -> int:
         server_side_encryption=c.SERVER_SIDE_ENCRYPTION,
         clock_is_synchronised=marker_exists(marker) if marker else system_clock_is_synchronised,
         clock_wait_s=c.CLOCK_WAIT_S,
+        min_free_bytes=c.MIN_FREE_DISK_BYTES,
         problems=find_problems(constants),
         upload=upload,
     )

@@ -30,7 +30,11 @@ def environment_without_credentials() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
 
 
-class AlreadyRunningError(RuntimeError):
+class FolderError(RuntimeError):
+    """A folder cannot be used; the message says why."""
+
+
+class AlreadyRunningError(FolderError):
     """Another daemon works in this folder."""
 
 
@@ -49,9 +53,14 @@ def get_rpi_serial_number(root: Path = Path("/")) -> str:
 def make_private_folder(folder: Path) -> None:
     """Make the folder where it is missing, and closed to everyone else on the machine.
 
-    Raises OSError where it cannot be made. One that is there but cannot be changed is used as it is, with a warning.
+    Raises FolderError where it cannot be made. One that is there but cannot be changed is used as it is, with a
+    warning.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        hint = f"; it is a link to {folder.readlink()}: is that disk mounted?" if folder.is_symlink() else ""
+        raise FolderError(f"{folder} cannot be made ({error.strerror}){hint}") from error
     if folder.stat().st_mode & 0o077:
         try:
             folder.chmod(0o700)

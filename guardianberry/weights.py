@@ -98,7 +98,7 @@ def find_graph(
     except UnavailableError as error:
         if source == bundled or not bundled.is_file() or job.stop.is_set():
             raise
-        log.warning("%s Until then the bundled %s is used", error, BUNDLED)
+        log.warning("%s Until the next start the bundled %s is used", error, BUNDLED)
         return _converted(bundled, job)
     except OSError as error:
         raise WeightsError(f"{weights} cannot be read, or its graph not kept, in {models_folder}/: {error}") from error
@@ -117,7 +117,8 @@ def _download(source: Path, job: _Job) -> None:
     log.info("%s is not in %s/; downloading it once from %s", source.name, source.parent, url)
     try:
         fetch(
-            *(url, source),
+            url,
+            source,
             sha256=job.official_sha256[source.name],
             stop=job.stop,
             max_bytes=MAX_DOWNLOAD_BYTES,
@@ -200,11 +201,12 @@ def _convert(source: Path, xml: Path, job: _Job) -> None:
     if child.returncode == REFUSED:
         raise WeightsError(f"{source.name} cannot be used: {lines[-1]}")
     if child.returncode != 0 or not _is_whole(xml):
-        way_out = f"env/bin/python -m guardianberry.convert {source.name} {xml.name}"
+        way_out = f"env/bin/python -m guardianberry.convert models/{source.name} models/{xml.name}"
         said = f" ({lines[-1]})" if lines[-1] else ""
         raise UnavailableError(
             f"The conversion of {source.name} {ending}{said}. The way out: on another computer"
-            f" with this program run `{way_out}`, then copy {xml.name} and {xml.stem}.bin into {xml.parent}/ here."
+            f" with this program run `{way_out}`, then copy {xml.name} and {xml.stem}.bin from its models/ into"
+            f" {xml.parent}/ here."
         )
 
 

@@ -1,5 +1,8 @@
 """The relations between the constants: the defaults hold them, and each breach is named."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 import detect_and_upload as script
@@ -36,6 +39,12 @@ def test_the_defaults_are_sound():
         ("CAMERA_STALL_S", 0.5),
         ("LOOP_STALL_S", 1),
         ("LOOP_TICK_S", 2),
+        ("LOOP_TICK_S", 0),
+        ("CLOCK_WAIT_S", -1),
+        ("STREAM_URL", "rtsp://127.0.0.1:8888"),
+        ("STREAM_URL", "tcp://127.0.0.1:88888"),
+        ("VIDEOS_BUCKET", "s3://my-videos"),
+        ("IMAGES_BUCKET", ""),
         ("VIDEOS_BUCKET", script.IMAGES_BUCKET),
         ("MIN_FREE_DISK_BYTES", -1),
         ("JPEG_QUALITY", 101),
@@ -45,6 +54,23 @@ def test_each_breach_is_named(name, value):
     assert any(name in advice for advice in broken(**{name: value}))
 
 
-def test_a_number_in_quotes_is_no_traceback():
-    (advice,) = broken(CONF_THRES="0.3")
-    assert "wrong type" in advice
+@pytest.mark.parametrize(
+    ("name", "value", "advice"),
+    [
+        ("CONF_THRES", "0.3", "CONF_THRES must be a number, and is '0.3'"),
+        ("CLOCK_WAIT_S", None, "CLOCK_WAIT_S must be a number, and is None"),
+        ("KEY_FRAME_INTERVAL_FRAMES", 7.5, "KEY_FRAME_INTERVAL_FRAMES must be a whole number, and is 7.5"),
+        ("WEIGHTS", None, "WEIGHTS must be text in quotes, and is None"),
+    ],
+)
+def test_a_wrong_type_is_named_and_no_traceback(name, value, advice):
+    assert broken(**{name: value}) == [advice]
+
+
+def test_every_constant_has_a_type():
+    """But SERVER_SIDE_ENCRYPTION, which may be None."""
+    script_text = Path(script.__file__).read_text(encoding="utf-8")
+    settings = script_text[script_text.index("# ---- Events") : script_text.index("HERE = ")]
+    names = set(re.findall(r"^([A-Z_]+) = ", settings, re.MULTILINE))
+    unknown = {name for name in names if not any(name in advice for advice in broken(**{name: object()}))}
+    assert unknown == {"SERVER_SIDE_ENCRYPTION"}

@@ -117,6 +117,7 @@ class Machine:
             "server_side_encryption": "AES256",
             "clock_is_synchronised": lambda: self.is_synchronised,
             "clock_wait_s": 120,
+            "min_free_bytes": 0,
             "root": self.root,
             "running": lambda: self.running,
             "page": page,
@@ -458,16 +459,26 @@ def test_a_clock_that_nobody_has_set(machine: Machine, proxy: FaultyProxy) -> No
 
 def test_a_folder_that_cannot_be_written_to(machine: Machine) -> None:
     (machine.program / "images").write_text("a file, not a folder")
-    finding = check_machine.check_folder(machine.program / "images")
+    finding = check_machine.check_folder(machine.program / "images", 0)
     assert (finding.level, finding.subject) == ("FAIL", "images/")
     assert "sudo chown -R berry" in finding.advice
 
 
-@pytest.mark.parametrize(("free", "level"), [(10**6, "FAIL"), (5 * 10**8, "warn"), (10**10, "ok")])
+@pytest.mark.parametrize(("free", "level"), [(10**6, "FAIL"), (4 * 10**8, "warn"), (6 * 10**8, "warn"), (10**10, "ok")])
 def test_a_full_disk(machine: Machine, monkeypatch: pytest.MonkeyPatch, free: int, level: str) -> None:
     (machine.program / "images").mkdir()
     monkeypatch.setattr(check_machine.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free * 2, free, free))
-    assert check_machine.check_folder(machine.program / "images").level == level
+    finding = check_machine.check_folder(machine.program / "images", 5 * 10**8)
+    assert finding.level == level
+    assert ("MIN_FREE_DISK_BYTES" in finding.advice) is (free == 4 * 10**8)
+
+
+def test_a_link_to_a_disk_that_is_not_mounted(machine: Machine) -> None:
+    (machine.program / "images").symlink_to("/media/stick/images")
+    finding = check_machine.check_folder(machine.program / "images", 0)
+    assert finding.level == "FAIL"
+    assert "/media/stick/images" in finding.text
+    assert "Mount" in finding.advice
 
 
 @pytest.mark.parametrize(

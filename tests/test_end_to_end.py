@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import time
 import uuid
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import detect_and_upload as script
-from tests.daemon import CLIPS, SCENE, Daemon
+from tests.daemon import CLIPS, ROOT, SCENE, Daemon
 from tests.faulty_proxy import FaultyProxy
 from tests.h264 import decode
 from tests.s3_server import S3Server, StoredObject, environment
@@ -234,6 +235,33 @@ def test_a_second_daemon_on_the_folder_says_so_and_leaves(tmp_path, models):
         assert second.returncode == 1
         assert "already" in second.stderr
         assert first.process.poll() is None
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path, models):
+    (tmp_path / "videos").symlink_to("/nowhere/that/exists")
+    daemon = Daemon(tmp_path, models).start()
+    assert daemon.process.wait(30) == 1
+    assert "is that disk mounted" in daemon.log
+    assert "Traceback" not in daemon.log
+
+
+def test_asked_to_stop_while_the_weights_are_prepared_it_ends_well(tmp_path):
+    for part in (ROOT / "models").glob("guardianberry-n.*"):
+        (tmp_path / "models").mkdir(exist_ok=True)
+        shutil.copy(part, tmp_path / "models")
+    daemon = Daemon(tmp_path, tmp_path / "models", WEIGHTS="guardianberry-n.xml").start()
+    daemon.wait_for_log("is being converted")
+    code, took_s = daemon.terminate()
+    assert code == 0
+    assert took_s < 5
+    assert "ERROR" not in daemon.log
+
+
+@pytest.mark.parametrize("option", ["--upload", "--chec"])
+def test_an_option_that_launch_sh_would_take_for_another_is_refused(tmp_path, models, option):
+    daemon = Daemon(tmp_path, models, arguments=(option,)).start()
+    assert daemon.process.wait(30) == 2
+    assert option in daemon.log
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from guardianberry.system import AlreadyRunningError, get_rpi_serial_number, lock_folder, make_private_folder
+from guardianberry.system import (
+    AlreadyRunningError,
+    FolderError,
+    get_rpi_serial_number,
+    lock_folder,
+    make_private_folder,
+)
 
 
 def write(root: Path, name: str, content: bytes) -> None:
@@ -42,6 +48,14 @@ def test_folders_are_for_the_owner_alone_whatever_the_umask(tmp_path):
             assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
     finally:
         os.umask(old)
+
+
+def test_a_folder_on_a_disk_that_is_not_mounted_is_named(tmp_path):
+    (tmp_path / "videos").symlink_to("/media/stick/videos")
+    with pytest.raises(
+        FolderError, match=r"/videos cannot be made .* link to /media/stick/videos: is that disk mounted"
+    ):
+        make_private_folder(tmp_path / "videos")
 
 
 def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path):

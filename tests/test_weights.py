@@ -366,7 +366,7 @@ def dying(statement: str) -> tuple[str, ...]:
 def test_dead_conversion_names_its_reason_and_the_way_out(models: Path, statement: str, reason: str) -> None:
     (models / "own.pt").write_bytes(b"weights")
     name = f"own-{sha256(b'weights')[:8]}-v{graphs.CONVERTER_VERSION}"
-    way_out = f"env/bin/python -m guardianberry.convert own.pt {name}.xml"
+    way_out = f"env/bin/python -m guardianberry.convert models/own.pt models/{name}.xml"
     with pytest.raises(UnavailableError, match=reason) as caught:
         find_graph("own.pt", models, converter=dying(statement))
     assert way_out in str(caught.value)
@@ -385,7 +385,7 @@ def test_graph_converted_elsewhere_is_taken(exported: Path, models: Path) -> Non
     put_graph(exported, models / "own.xml")
     with pytest.raises(UnavailableError) as caught:
         find_graph("own.xml", models, converter=dying("sys.exit(9)"))
-    advice = re.search(r"env/bin/python (-m guardianberry.convert) (own.xml) (\S+)`", str(caught.value))
+    advice = re.search(r"env/bin/python (-m guardianberry.convert) models/(own.xml) models/(\S+)`", str(caught.value))
     assert advice
     command = [sys.executable, *advice[1].split(), str(exported), str(models / ".cache" / advice[3])]
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)
