@@ -55,10 +55,6 @@ class Frame:
     arrival_s: float
     picture: av.VideoFrame
 
-    @classmethod
-    def from_bgr(cls, number: int, arrival_s: float, bgr: np.ndarray) -> "Frame":
-        return cls(number, arrival_s, av.VideoFrame.from_ndarray(np.ascontiguousarray(bgr), format="bgr24"))
-
     @property
     def width(self) -> int:
         return self.picture.width
@@ -92,7 +88,6 @@ class Splitter:
     """
 
     def __init__(self, first_number: int = 0) -> None:
-        self.dropped_bytes = 0
         self._next_number = first_number
         self._parameter_sets = b""
         self._size = (0, 0)
@@ -136,7 +131,6 @@ class Splitter:
 
     def _restart(self) -> None:
         self._parser = new_context()
-        self.dropped_bytes += len(self._pending)
         self._pending.clear()
         self._cut_bytes = self._fed_bytes
         self._arrivals.clear()

@@ -90,7 +90,6 @@ class Tap:
     """
 
     def __init__(self, changed: threading.Condition, units: Iterable[AccessUnit] = ()) -> None:
-        self.overflowed = False
         self._changed = changed
         self._units = deque(units)
         self._size_bytes = sum(len(unit.data) for unit in self._units)
@@ -129,7 +128,6 @@ class Tap:
         self._waits_for_key = False
         if self._size_bytes + len(unit.data) > MAX_TAP_BYTES:
             log.warning("clip: %d MB behind the camera; it ends here", self._size_bytes // 2**20)
-            self.overflowed = True
             self._is_open = False
             return
         self._units.append(unit)
@@ -172,10 +170,6 @@ class Stream:
     @property
     def ended(self) -> bool:
         return self._ended
-
-    @property
-    def decode_errors(self) -> int:
-        return self._decoder.errors
 
     @property
     def failing_since_s(self) -> float | None:
