@@ -15,7 +15,7 @@ from pathlib import Path
 from guardianberry.weights import BUNDLED
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared"
+SHARED = Path(os.environ.get("GUARDIANBERRY_SHARED", ROOT.parent / "shared"))
 CLIPS = SHARED / "clips"
 OFFICIAL_WEIGHTS = SHARED / "weights" / "yolov5n.pt"
 OFFICIAL_AT_HAND = OFFICIAL_WEIGHTS.exists() or (ROOT / "models" / OFFICIAL_WEIGHTS.name).exists()

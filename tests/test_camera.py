@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -32,6 +31,7 @@ from guardianberry.camera_program import (
     running_cameras,
 )
 from tests.h264 import units
+from tests.s3_server import free_port
 
 WAIT_S = 30  # for what must happen; only a failing test waits so long
 STALL_S = 0.6
@@ -511,12 +511,6 @@ def test_no_camera_is_orphaned_by_a_kill_of_the_daemon(bench, camera_is) -> None
 # ---- Cameras of other people
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 LISTENING = """
     listener = socket.create_server(("127.0.0.1", int(sys.argv[-1].rpartition(":")[2])))
     client, _ = listener.accept()
@@ -580,7 +574,7 @@ def test_camera_programs_are_told_from_programs_that_only_mention_one(bench) -> 
     direct = bench.by_hand("--listen", "-o", "tcp://127.0.0.1:7777")
     interpreted = subprocess.Popen([sys.executable, "-IS", script, "-o", "x"])
     notes = bench.by_hand(name=copy.name)
-    mentions = subprocess.Popen(["sleep", "60", "0"], executable="/bin/sleep")
+    mentions = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "rpicam-vid"])
     shell = subprocess.Popen(["/bin/sh", "-c", "sleep 60 # rpicam-vid", "rpicam-vid"])
     bench.others += [interpreted, mentions, shell]
     bench.use()

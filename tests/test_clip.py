@@ -1,7 +1,6 @@
 """Clips: complete after a close, playable after a kill, kept when the disk refuses."""
 
 import dataclasses
-import os
 import queue
 import signal
 import subprocess
@@ -23,6 +22,7 @@ from guardianberry.filenames import OPEN_PREFIX, HeldName, VideoName, parse
 from guardianberry.mp4 import Mp4Writer, close_killed_file
 from guardianberry.recorder import EventFacts, Stop
 from tests.h264 import Unit, decode, units
+from tests.mounts import small_disk
 
 NAME = VideoName(1700000000, 0, 1, 50, 12, 320, 240)
 FACTS = EventFacts(max_people_found=3, max_confidence=88, inference_time_ms=21)
@@ -270,11 +270,7 @@ def test_parts_are_removed_and_nothing_else(tmp_path):
 
 def test_a_full_disk_ends_the_clip_and_keeps_what_is_there(tmp_path):
     """The disk is really full: a tmpfs of 200 kB. Needs root, which CI has."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=200k none {disk} 2>/dev/null") != 0:
-        pytest.skip("cannot mount a tmpfs here (needs root)")
-    try:
+    with small_disk(tmp_path / "disk", "200k") as disk:
         finished = []
         made = units(200, width=640, height=480, intra_frames=1)
         tap = FakeTap(made[:3])
@@ -288,5 +284,3 @@ def test_a_full_disk_ends_the_clip_and_keeps_what_is_there(tmp_path):
         frames, duration_s, _ = decode(finished[0])
         assert frames > 100
         assert parse(finished[0].name).duration == round(duration_s)
-    finally:
-        os.system(f"umount --lazy {disk}")

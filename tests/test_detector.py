@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from guardianberry.boxes import Head, Letterbox, Person, score_table, suppress
 from guardianberry.detector import Detector, OpenVinoRuntime
 from guardianberry.weights import Graph, WeightsError
+from tests.daemon import OFFICIAL_WEIGHTS, SHARED
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-OFFICIAL = SHARED / "weights" / "yolov5n.pt"
 CLIPS = {"anubhavm55_CCTV.mp4": (150, 240, 400), "glenn_burglar.mp4": (60,), "intel_car-detection.mp4": (40,)}
 THRESHOLDS: dict[str, Any] = {"conf_thres": 0.255, "iou_thres": 0.45, "max_det": 1000}
-needs_shared = pytest.mark.skipif(not OFFICIAL.is_file(), reason=f"needs {OFFICIAL}, which is not published")
+needs_shared = pytest.mark.skipif(
+    not OFFICIAL_WEIGHTS.is_file(), reason=f"needs {OFFICIAL_WEIGHTS}, which is not published"
+)
 
 
 class FakeRuntime:
@@ -120,9 +121,9 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> tuple[Graph, list[tupl
     from guardianberry import convert, yolov5
 
     xml = tmp_path_factory.mktemp("official") / "graph.xml"
-    convert.convert_checkpoint(OFFICIAL, xml, half=False)
-    model = yolov5.load_checkpoint(OFFICIAL)
-    return Graph(xml, OFFICIAL.name), [(frame, torch_people(model, frame)) for frame in clip_frames()]
+    convert.convert_checkpoint(OFFICIAL_WEIGHTS, xml, half=False)
+    model = yolov5.load_checkpoint(OFFICIAL_WEIGHTS)
+    return Graph(xml, OFFICIAL_WEIGHTS.name), [(frame, torch_people(model, frame)) for frame in clip_frames()]
 
 
 def clip_frames() -> list[np.ndarray]:

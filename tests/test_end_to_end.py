@@ -212,7 +212,6 @@ def test_sigterm_in_mid_clip_keeps_the_clip(tmp_path, models):
         time.sleep(1.5)
         code, took_s = daemon.terminate()
         camera_pids = re.findall(r"rpicam-vid \(pid (\d+)\)", daemon.log)
-    stopped_s = time.monotonic()
     assert code == 0, daemon.log
     assert took_s < 5
     assert not Path(f"/proc/{camera_pids[-1]}").exists(), "the camera was left running"
@@ -222,8 +221,6 @@ def test_sigterm_in_mid_clip_keeps_the_clip(tmp_path, models):
     frames, duration_s, first_is_key = decode(daemon.folder / video)
     assert first_is_key
     assert frames >= 15
-    last_sent_s = frames_sent(tmp_path)[-1]["monotonic_s"]
-    assert last_sent_s <= stopped_s
     assert video.split("-")[1] == str(round(duration_s))
 
 

@@ -41,8 +41,12 @@ class Launcher:
         self.folder = folder
         shutil.copy(ROOT / "launch.sh", folder)
         (folder / "detect_and_upload.py").write_text(PROGRAM, encoding="utf-8")
-        (folder / "requirements.txt").write_text("# nothing\n", encoding="utf-8")
+        self.require(b"# nothing\n")
         self.process: subprocess.Popen[bytes] | None = None
+
+    def require(self, content: bytes) -> None:
+        for name in ("requirements.txt", "requirements-aarch64.txt"):
+            (self.folder / name).write_bytes(content)
 
     def make_env(self) -> None:
         """As a finished set-up leaves it."""
@@ -183,10 +187,8 @@ def test_a_signal_during_the_set_up_starts_nothing_afterwards(launcher):
 def test_an_update_taken_back_is_set_up_anew(launcher):
     """The packages in env/ are the update's, whatever older stamps say."""
     launcher.plan("0")
-    requirements = launcher.folder / "requirements.txt"
-    first = requirements.read_bytes()
-    for number, content in enumerate((first, b"# an update\n", first), start=1):
-        requirements.write_bytes(content)
+    for number, content in enumerate((b"# first\n", b"# an update\n", b"# first\n"), start=1):
+        launcher.require(content)
         assert launcher.start().wait(120) == 0
         assert launcher.log.count("setting up") == number
 

@@ -56,7 +56,7 @@ def test_links_lead_somewhere_and_named_tests_exist(document):
 
 
 def test_the_script_is_still_a_front_door():
-    """STYLE's budgets: one screen or two for the loop, three levels deep at most."""
+    """One screen or two for the loop, three levels deep at most."""
     tree = ast.parse(SCRIPT)
     run = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run")
     loop = next(node for node in run.body if isinstance(node, ast.While))

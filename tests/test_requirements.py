@@ -37,7 +37,8 @@ def test_the_hashed_list_has_the_versions_of_the_list_that_is_edited() -> None:
     assert {name: locked().get(name, ("missing", []))[0] for name in pins()} == pins()
 
 
-def test_each_package_has_a_hash_for_each_python() -> None:
+def test_each_package_has_a_hash_and_none_for_nobody() -> None:
+    """One where one wheel serves both Pythons."""
     for name, (_, hashes) in locked().items():
         assert hashes, name
         assert len(hashes) <= 2, f"{name}: a third wheel is for nobody"

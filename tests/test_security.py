@@ -9,14 +9,12 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
-import io
 import os
 import pickle
 import re
 import shutil
 import subprocess
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from guardianberry.system import get_rpi_serial_number
 from tests.daemon import ROOT, Daemon
 from tests.faulty_proxy import Answer, FaultyProxy
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server, StoredObject, environment
+from tests.test_weights import Payload, hostile_zip, onnx_table
 from tests.upload_rig import jpeg, mp4
 from tests.watcher import Watcher
 
@@ -409,22 +408,8 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
 # Weights
 
 
-class Payload:
-    """Unpickling this runs a command."""
-
-    def __init__(self, victim: Path) -> None:
-        self._command = f"touch {victim}"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (self._command,)
-
-
 def hostile_checkpoint(models: Path, victim: Path) -> str:
-    data = io.BytesIO()
-    with zipfile.ZipFile(data, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps({"model": Payload(victim)}, protocol=2))
-        archive.writestr("archive/version", "3\n")
-    (models / "evil.pt").write_bytes(data.getvalue())
+    (models / "evil.pt").write_bytes(hostile_zip(victim))
     return "evil.pt"
 
 
@@ -434,8 +419,6 @@ def hostile_pickle(models: Path, victim: Path) -> str:
 
 
 def hostile_onnx(models: Path, victim: Path) -> str:
-    from tests.test_weights import onnx_table
-
     (models / "evil.onnx").write_bytes(onnx_table(2**31 - 32, 2**31 - 32, 378, 7, head=[0.5] * 7))
     return "evil.onnx"
 

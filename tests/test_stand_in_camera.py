@@ -20,6 +20,8 @@ import psutil
 import pytest
 from av.video.frame import PictureType
 
+from tests.s3_server import free_port
+
 STAND_IN = Path(__file__).resolve().parents[1] / "demo" / "rpicam-vid"
 PATIENCE_S = 20.0  # for anything that must happen; a busy machine is no failure
 SOURCE_FPS = 30
@@ -441,12 +443,6 @@ def test_it_dies_with_its_reader(start: Start) -> None:
     assert process.stdout.read(100)
     process.stdout.close()
     assert process.wait(PATIENCE_S) == -signal.SIGPIPE
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def connect(port: int) -> socket.socket:

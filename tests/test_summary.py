@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import getpass
 import grp
+import gzip
 import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -149,8 +151,11 @@ def test_rotation_loses_no_line_of_a_writer_that_goes_on(tmp_path: Path) -> None
         for count in (1, 2):
             writer.stdin.write(b"go\n" * 50)
             writer.stdin.flush()
+            give_up_s = time.monotonic() + 20
             while not log.exists() or log.stat().st_size < 100:
                 assert writer.poll() is None
+                assert time.monotonic() < give_up_s
+                time.sleep(0.02)
             for options in (["-d"], ["-f"]):
                 answer = subprocess.run(
                     [LOGROTATE, *options, "-s", str(tmp_path / "state"), str(rules)],
@@ -163,6 +168,8 @@ def test_rotation_loses_no_line_of_a_writer_that_goes_on(tmp_path: Path) -> None
                 assert "error" not in answer.stderr.lower()
             assert log.stat().st_size == 0, "emptied, so the writer's next line is its first, not behind a hole"
             assert (tmp_path / f"guardianberry.log.{count}.gz").exists()
+        for packed in tmp_path.glob("guardianberry.log.*.gz"):
+            assert gzip.decompress(packed.read_bytes()) == b"1\n" * 50
     finally:
         writer.stdin.close()
         writer.wait(10)

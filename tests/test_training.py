@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import tarfile
 from argparse import Namespace
 from pathlib import Path
@@ -17,6 +16,7 @@ cv2 = pytest.importorskip("cv2")
 from guardianberry.detector import Detector  # noqa: E402 - only where torch is there
 from guardianberry.weights import Graph  # noqa: E402
 from guardianberry.yolov5 import COCO_ANCHORS_PX, STRIDES_PX, build, fuse  # noqa: E402
+from tests.daemon import SHARED  # noqa: E402
 from training import anchors, augment, batches, metrics, plot, train, trainer, validation  # noqa: E402
 from training.data import Dataset, Example, parse_labels, read_tar  # noqa: E402
 from training.export import export_trained  # noqa: E402
@@ -456,9 +456,6 @@ def test_two_processes_share_their_gradients(tmp_path):
 
 
 # The real data, where it is
-
-
-SHARED = Path(os.environ.get("GUARDIANBERRY_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
 @pytest.mark.skipif(not (SHARED / "eval").is_dir(), reason="needs the evaluation sets beside the project")

@@ -189,7 +189,7 @@ def test_a_new_image_in_mid_sweep_is_the_next_one(rig: Rig, s3: S3Server, caplog
     for number in range(10):
         rig.add_video(1_700_000_000 + number)
     with FaultyProxy(s3.port) as proxy:
-        proxy.delay_s = 0.1
+        proxy.delay_s = 0.3
         rig.use(proxy.url)
         uploader = rig.start()
         wait_until(lambda: len(uploaded_names(caplog)) >= 2, "the sweep does not start")
@@ -617,7 +617,12 @@ def test_a_held_up_upload_trickles_so_that_the_server_does_not_hang_up(monkeypat
     monkeypatch.setattr("guardianberry.lanes._TRICKLE_S", 0.05)
     gate = Gate()
     with gate.alert():
-        gate.wait_for_alerts()
+        waits = threading.Thread(target=gate.wait_for_alerts, daemon=True)
+        started_s = time.monotonic()
+        waits.start()
+        waits.join(5)
+        assert not waits.is_alive()
+        assert time.monotonic() - started_s >= 0.05
 
 
 def test_a_held_up_upload_ends_at_shutdown() -> None:

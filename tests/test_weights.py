@@ -24,9 +24,8 @@ from guardianberry import convert
 from guardianberry import graph as graphs
 from guardianberry.detector import Detector
 from guardianberry.weights import BUNDLED, OFFICIAL_SHA256, UnavailableError, WeightsError, find_graph
+from tests.daemon import OFFICIAL_WEIGHTS, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED_WEIGHTS = ROOT.parent / "shared" / "weights" / "yolov5n.pt"
 NOWHERE = "http://127.0.0.1:9/"  # the discard port: refused at once
 THRESHOLDS: dict[str, Any] = {"conf_thres": 0.255, "iou_thres": 0.45, "max_det": 1000}
 
@@ -556,6 +555,6 @@ def test_unknown_official_hash_is_recorded_and_then_binding(models: Path) -> Non
     assert sha256(b"first") in str(caught.value)
 
 
-@pytest.mark.skipif(not SHARED_WEIGHTS.is_file(), reason=f"needs {SHARED_WEIGHTS}, which is not published")
+@pytest.mark.skipif(not OFFICIAL_WEIGHTS.is_file(), reason=f"needs {OFFICIAL_WEIGHTS}, which is not published")
 def test_hash_in_the_program_is_that_of_the_official_file() -> None:
-    assert graphs.file_sha256(SHARED_WEIGHTS) == OFFICIAL_SHA256["yolov5n.pt"]
+    assert graphs.file_sha256(OFFICIAL_WEIGHTS) == OFFICIAL_SHA256["yolov5n.pt"]
