@@ -3,7 +3,7 @@
  *     gcc -shared -fPIC -O2 -o count_instructions.so count_instructions.c
  *     qemu-aarch64 -plugin ./count_instructions.so PROGRAM
  *
- * The declarations are those of QEMU's plugin interface, version 1 (Debian ships no header for it).
+ * The declarations are those of QEMU's plugin interface, version 1 (qemu-plugin.h, GPL-2.0-or-later; Debian ships none).
  */
 #include <stddef.h>
 #include <stdint.h>

@@ -105,7 +105,7 @@ def baseline(plan: Plan, folder: Path, events: int) -> tuple[list[float], int]:
         run.mkdir()
         command = [sys.executable, str(ROOT / "bench" / "original_loop.py"), url, str(ROOT / "models" / "yolov5n.pt")]
         camera = subprocess.Popen(stage.camera_command(frame_rate_fps=plan.rate_fps, output=url), env=env)
-        loop = subprocess.Popen([*command, str(run), "3"], env=env, stderr=subprocess.DEVNULL)
+        loop = subprocess.Popen([*command, str(run), "3", "20"], env=env, stderr=subprocess.DEVNULL)
         try:
             started_s = time.time()
             while len([t for t in plan.times(log) if t > started_s + WARM_UP_S]) <= events and loop.poll() is None:
@@ -128,7 +128,7 @@ def row(name: str, latencies: list[float], missed: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--events", type=int, default=120)
+    parser.add_argument("--events", type=int, default=100)
     parser.add_argument("--rate", type=int, default=10)
     parser.add_argument("--no-baseline", action="store_true")
     options = parser.parse_args()

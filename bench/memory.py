@@ -5,6 +5,7 @@ python -m bench.memory
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -86,7 +87,9 @@ def child() -> None:
 
 
 def main() -> None:
-    if "--child" in sys.argv:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    if parser.parse_args().child:
         child()
         return
     command = [sys.executable, "-m", "bench.memory", "--child"]

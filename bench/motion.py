@@ -8,8 +8,8 @@ and once through the gate. No event may be lost, and none may start more than a 
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -18,11 +18,9 @@ from bench import offline
 from bench.report import spread, table, write_section
 from guardianberry.motion import MotionGate
 
-MAX_BLIND_S = getattr(script, "MAX_BLIND_S", 1.0)
-
 
 def gate_times_ms(seen: list[offline.Seen]) -> list[float]:
-    gate, times_ms = MotionGate(max_blind_s=MAX_BLIND_S), []
+    gate, times_ms = MotionGate(max_blind_s=script.MAX_BLIND_S), []
     for time_s, _, frame in seen:
         started_s = time.perf_counter()
         gate.needs_look(frame.luma(), time_s, attentive=False)
@@ -38,13 +36,15 @@ def delays(without: offline.Outcome, through: offline.Outcome) -> str:
 
 
 def main() -> None:
-    videos = [Path(name) for name in sys.argv[1:]] or [offline.SCENE, *sorted(offline.CLIPS.glob("*.mp4"))]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("videos", nargs="*", type=Path, metavar="VIDEO")
+    videos = parser.parse_args().videos or [offline.SCENE, *sorted(offline.CLIPS.glob("*.mp4"))]
     finder, rows, all_ms = offline.detector(), [], []
     for video in videos:
         for rate_fps in (10, 30) if video == offline.SCENE else (10,):
             seen = offline.see(finder, video, frame_rate_fps=rate_fps)
             without = offline.play(seen, gate=None)
-            through = offline.play(seen, gate=MotionGate(max_blind_s=MAX_BLIND_S))
+            through = offline.play(seen, gate=MotionGate(max_blind_s=script.MAX_BLIND_S))
             times_ms = gate_times_ms(seen)
             all_ms += times_ms
             rows.append(
@@ -59,7 +59,7 @@ def main() -> None:
                 ]
             )
     head = ["video", "frames with people", "looks", "looks saved", "events", "start later by", "gate, ms a frame"]
-    lines = [f"MAX_BLIND_S {MAX_BLIND_S}, {finder.model_name}.", "", *table(head, rows)]
+    lines = [f"MAX_BLIND_S {script.MAX_BLIND_S}, {finder.model_name}.", "", *table(head, rows)]
     lines += ["", f"Gate, ms a frame over everything: {spread(all_ms)}."]
     write_section("motion", lines)
 

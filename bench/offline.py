@@ -61,23 +61,15 @@ def frames(video: Path, *, frame_rate_fps: int) -> Iterator[Frame]:
                 yield frame
 
 
-def detector(
-    models: Path = ROOT / "models",
-    *,
-    input_width_px: int = script.DETECTOR_INPUT_WIDTH_PX,
-    precision: str = "",
-    threads: int = 1,
-) -> Detector:
+def detector(models: Path = ROOT / "models") -> Detector:
     return Detector(
         find_graph(WEIGHTS, models),
         frame_width_px=script.FRAME_WIDTH_PX,
         frame_height_px=script.FRAME_HEIGHT_PX,
-        input_width_px=input_width_px,
+        input_width_px=script.DETECTOR_INPUT_WIDTH_PX,
         conf_thres=script.CONF_THRES,
         iou_thres=script.IOU_THRES,
         max_det=script.MAX_DET,
-        precision=precision,
-        threads=threads,
     )
 
 
@@ -93,7 +85,6 @@ class Outcome(NamedTuple):
     """What came of a video: when events started, and what it took."""
 
     starts_s: list[float]  # when the recorder was sure
-    firsts_s: list[float]  # the first sighting of each event: the alert image
     looks: int
     frames: int
 
@@ -109,19 +100,18 @@ def play(
     seen: Iterable[Seen],
     *,
     gate: MotionGate | None,
-    min_gap_s: float = 0.0,
     needed: int = script.DETECTIONS_TO_START,
     window: int = script.DETECTION_WINDOW_LOOKS,
 ) -> Outcome:
-    """The daemon's loop over a video, with the gate or (None) looking at every frame. A gap of 0 counts every start."""
+    """The daemon's loop over a video, through the gate or (None) looking at every frame. Each start counts: no gap."""
     recorder = Recorder(
         max_recording_duration_s=script.MAX_RECORDING_DURATION_S,
-        min_gap_between_video_start_s=min_gap_s,
+        min_gap_between_video_start_s=0,
         person_gone_after_s=script.PERSON_GONE_AFTER_S,
         detections_to_start=needed,
         detection_window_looks=window,
     )
-    starts_s, firsts_s, looks, count = [], [], 0, 0
+    starts_s, looks, count = [], 0, 0
     for time_s, confidences, frame in seen:
         count += 1
         attentive = recorder.suspects or recorder.recording
@@ -131,5 +121,4 @@ def play(
         action = recorder.step(Look(time_s, confidences), clip_start_s=time_s)
         if isinstance(action, Start):
             starts_s.append(time_s)
-            firsts_s.append(action.first.time_s)
-    return Outcome(starts_s, firsts_s, looks, count)
+    return Outcome(starts_s, looks, count)

@@ -4,7 +4,7 @@ One thread does everything in turn: cv2.VideoCapture on the camera's TCP stream,
 cv2.VideoWriter (mp4v) while a person is there, and the uploads, during which no frame is read. Written for this bench
 alone, after a description of what the original does; none of its code is here.
 
-    python original_loop.py STREAM_URL CHECKPOINT FOLDER [MIN_GAP_S]
+    python original_loop.py STREAM_URL CHECKPOINT FOLDER MIN_GAP_S MAX_RECORDING_S
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.torch_eager import TorchEager
 
-MAX_RECORDING_DURATION_S = 20
 FRAME_RATE_FPS = 10
-FIRST_DETECTION_FILE = "first-detection"
 
 
 class Recording:
@@ -41,8 +39,8 @@ class Recording:
         codec = cv2.VideoWriter.fourcc(*"mp4v")
         self.writer = cv2.VideoWriter(str(self.video), codec, FRAME_RATE_FPS, (width_px, height_px))
 
-    def is_over(self, people) -> bool:
-        return not people or time.time() - self.started_s >= MAX_RECORDING_DURATION_S
+    def is_over(self, people, max_recording_s: float) -> bool:
+        return not people or time.time() - self.started_s >= max_recording_s
 
 
 def open_stream(url: str) -> cv2.VideoCapture:
@@ -61,7 +59,7 @@ def upload(s3, path: Path, bucket: str) -> None:
 
 def main() -> None:
     url, checkpoint, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    min_gap_s = float(sys.argv[4]) if len(sys.argv) > 4 else 60.0
+    min_gap_s, max_recording_s = float(sys.argv[4]), float(sys.argv[5])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     network = TorchEager(checkpoint, conf_thres=0.255, iou_thres=0.45, max_det=1000, threads=0)
     s3 = boto3.client("s3")
@@ -80,7 +78,7 @@ def main() -> None:
             upload(s3, recording.image, "guardianberry.images")
         if recording is not None:
             recording.writer.write(frame)
-            if recording.is_over(people):
+            if recording.is_over(people, max_recording_s):
                 recording.writer.release()
                 upload(s3, recording.video, "guardianberry.videos")
                 recording = None

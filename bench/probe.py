@@ -25,7 +25,6 @@ PARTS = {
     "gate": ("guardianberry.motion", "MotionGate", "needs_look"),
     "detect": ("guardianberry.detector", "Detector", "find_people"),
     "image": ("guardianberry.events", "EventFiles", "start"),
-    "camera check": ("guardianberry.camera", "Camera", "check_and_launch_libcamera"),
 }
 seconds = dict.fromkeys([*PARTS, "bgr"], 0.0)
 calls = dict.fromkeys([*PARTS, "bgr"], 0)
