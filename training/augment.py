@@ -1,7 +1,7 @@
 """Cheap augmentation on uint8 BGR images: mosaic, scale, stretch, flip, HSV, grey. Labels follow the pixels.
 
 Everything works on crops of the source, so no pixel is resized that does not reach the result; one image of 320 px
-takes about 2 ms of one core, so that one loader thread keeps up with the network.
+takes about 2 ms of one core, so that one loader process keeps up with the network.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Measures detectors on evaluation sets, through the daemon's own detector, and prints one Markdown table.
 
-    python -m training.evaluate --sets ../shared/eval/*.tar ../shared/weights/yolov5n.pt models/guardianberry-n.xml
+    python -m training.evaluate --sets ../shared/eval/*.tar -- ../shared/weights/yolov5n.pt models/guardianberry-n.xml
 
 Each image is scaled, aspect kept, and centred on grey to the frame size, as a camera frame of that size would be.
 """

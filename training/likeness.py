@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from guardianberry.yolov5 import Model, build, fuse, load_checkpoint
+from guardianberry.yolov5 import Model, fuse, load_checkpoint
+from training.export import load_trained
 
 
 def best_match(ours: Tensor, theirs: Tensor) -> float:
@@ -43,9 +44,7 @@ def main() -> None:
     parser.add_argument("teacher", type=Path)
     parser.add_argument("student", type=Path, help="best.pt of a run")
     options = parser.parse_args()
-    student = build(nc=1)
-    student.load_state_dict(torch.load(options.student, map_location="cpu", weights_only=True))
-    rows = compare(fuse(student.float().eval()), fuse(load_checkpoint(options.teacher)))
+    rows = compare(fuse(load_trained(options.student)), fuse(load_checkpoint(options.teacher)))
     for name, *figures in rows:
         print(name.ljust(30), *(f"{figure:6.3f}" for figure in figures))
     print("mean".ljust(30), *(f"{sum(column) / len(rows):6.3f}" for column in list(zip(*rows, strict=True))[1:]))
