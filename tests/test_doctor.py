@@ -532,14 +532,14 @@ def test_other_ways_to_start_at_boot(machine: Machine) -> None:
 
 
 def test_the_script_shows_the_page_on_stdout_and_nothing_else(tmp_path: Path, graph: Path) -> None:
-    script = install(tmp_path, WEIGHTS="tiny.xml", FRAME_RATE_FPS="ten")
+    script = install(tmp_path, WEIGHTS="tiny.xml", BITRATE_BPS="two million")
     (tmp_path / "models").symlink_to(graph)
     environment = {"PATH": STAND_IN_PATH, "HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
     command = [sys.executable, str(script), "--check"]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert answer.returncode == 1
     assert answer.stderr == ""
-    assert "wrong type" in line(answer.stdout, "settings", "FAIL")
+    assert "BITRATE_BPS must be a whole number" in line(answer.stdout, "settings", "FAIL")
     assert "GuardianBerry would NOT work: 2 FAIL" in answer.stdout
     install(tmp_path, WEIGHTS="tiny.xml")
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
