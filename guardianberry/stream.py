@@ -179,7 +179,8 @@ class Stream:
     def newest_frame(self, after_number: int = -1, timeout_s: float = 0) -> Frame | None:
         """The newest picture, decoded here and now, if it is newer than after_number; waits for one.
 
-        Never the same picture twice. None on time-out, at the end of the stream, and for damaged data.
+        Asked for newer ones than the last, it never gives the same picture twice; one that was seen before it was whole
+        comes again to those who ask for any. None on time-out, at the end of the stream, and for damaged data.
         """
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
