@@ -164,8 +164,6 @@ def cause_of_exception(error: Exception) -> tuple[Cause, str]:
     known = botocore.exceptions
     if isinstance(error, (known.NoCredentialsError, known.PartialCredentialsError)):
         return NO_CREDENTIALS, ""
-    if isinstance(error, known.ParamValidationError):  # of all that is sent, only the bucket is the owner's
-        return NO_BUCKET, ""
     if isinstance(error, (known.CredentialRetrievalError, known.TokenRetrievalError, known.UnauthorizedSSOTokenError)):
         return CREDENTIALS_UNREADABLE, ""
     if isinstance(error, known.SSLError):
