@@ -38,8 +38,9 @@ def main() -> int:
     if unknown := set(options.names) - set(QUICK):
         parser.error(f"no such bench: {', '.join(sorted(unknown))}")
     failed, env = [], dict(os.environ)
+    scratch = tempfile.TemporaryDirectory(prefix="bench-quick-")  # goes with this process
     if options.quick:
-        env["BENCH_RESULTS"] = tempfile.mkdtemp(prefix="bench-quick-")  # what is published stays
+        env["BENCH_RESULTS"] = scratch.name  # what is published stays
     for name in options.names or QUICK:
         report.wait_until_quiet(options.wait_s)
         started_s = time.monotonic()

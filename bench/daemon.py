@@ -28,7 +28,7 @@ SETTLE_S = 6.0
 VIDEO_S = 60.0
 SCENES: dict[str, Callable[[float], float]] = {"idle": stage.empty, "people": stage.people, "uploading": stage.people}
 # So short a gap that a clip is always being written, or on its way.
-BUSY = {"MIN_GAP_BETWEEN_VIDEO_START_S": 10, "MAX_RECORDING_DURATION_S": 8}
+CONSTANTS = {"uploading": {"MIN_GAP_BETWEEN_VIDEO_START_S": 10, "MAX_RECORDING_DURATION_S": 8}}
 PARTS = {
     "read": ("camera-reader",),
     "write": ("clip",),
@@ -46,7 +46,7 @@ def measure(scene: str, rate_fps: int, h264: Path, folder: Path, *, seconds: flo
             "PROBE_FILE": str(folder / "probe.json"),
             "PYTHONPATH": str(ROOT),
         }
-        constants = {"FRAME_RATE_FPS": rate_fps, **(BUSY if scene == "uploading" else {})}
+        constants = {"FRAME_RATE_FPS": rate_fps, **CONSTANTS.get(scene, {})}
         prefix = (sys.executable, str(ROOT / "bench" / "probe.py"))
         spawned_s = time.monotonic()
         with Daemon(run, ROOT / "models", env=env, prefix=prefix, **constants) as daemon:
@@ -69,8 +69,8 @@ def measure(scene: str, rate_fps: int, h264: Path, folder: Path, *, seconds: flo
 
 def timing(scene: str) -> list[float]:
     """Seconds from one recording's start to the next, and how long one is."""
-    names = ("MIN_GAP_BETWEEN_VIDEO_START_S", "MAX_RECORDING_DURATION_S")
-    return [(BUSY if scene == "uploading" else vars(script))[name] for name in names]
+    constants = vars(script) | CONSTANTS.get(scene, {})
+    return [constants["MIN_GAP_BETWEEN_VIDEO_START_S"], constants["MAX_RECORDING_DURATION_S"]]
 
 
 def difference(before: stage.Usage, after: stage.Usage) -> dict[str, Any]:
