@@ -27,8 +27,8 @@ import sys
 import threading
 from pathlib import Path
 
-from guardianberry.constants import find_problems
 from guardianberry.logs import formatter
+from guardianberry.settings import find_problems
 
 # ---- Events: when a recording starts and how long it lasts
 MAX_RECORDING_DURATION_S = 20  # of video in all, pre-roll included; longer clips reach S3 later on a slow uplink
@@ -78,17 +78,17 @@ log = logging.getLogger("guardianberry")
 
 def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
     """Guard until `stop` is set. Files go to `folder`/videos and `folder`/images, which exist and are ours alone."""
-    from guardianberry.camera import Camera
-    from guardianberry.clock import Clock, marker_exists, system_clock_is_synchronised
-    from guardianberry.detector import Detector
-    from guardianberry.disk import Disk
-    from guardianberry.events import EventFiles
-    from guardianberry.motion import MotionGate
-    from guardianberry.recorder import Look, Recorder, Start, Stop
+    from guardianberry.camera.supervisor import Camera
+    from guardianberry.detection.detector import Detector
+    from guardianberry.detection.motion import MotionGate
+    from guardianberry.detection.weights import find_graph
+    from guardianberry.machine import get_rpi_serial_number
+    from guardianberry.recording.clock import Clock, marker_exists, system_clock_is_synchronised
+    from guardianberry.recording.events import EventFiles
+    from guardianberry.recording.recorder import Look, Recorder, Start, Stop
+    from guardianberry.recording.retention import Disk
     from guardianberry.summary import DailySummary
-    from guardianberry.system import get_rpi_serial_number
-    from guardianberry.uploader import Uploader
-    from guardianberry.weights import find_graph
+    from guardianberry.upload.uploader import Uploader
 
     detector = Detector(
         find_graph(WEIGHTS, HERE / "models", stop=stop),
@@ -199,8 +199,8 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
 
 def guard(folder: Path, stop: threading.Event, *, demo: bool = False) -> int:
     """Make the folders, make sure that no other daemon has them, and run; the exit code."""
-    from guardianberry.system import FolderError, lock_folder, make_private_folder, use_one_malloc_arena
-    from guardianberry.weights import WeightsError
+    from guardianberry.detection.weights import WeightsError
+    from guardianberry.machine import FolderError, lock_folder, make_private_folder, use_one_malloc_arena
 
     use_one_malloc_arena()
     try:
@@ -232,7 +232,7 @@ def main() -> int:
 
     os.umask(0o077)  # whatever this process writes is for its owner alone
     if options.check:
-        from guardianberry.doctor import examine
+        from guardianberry.doctor.page import examine
 
         return examine(HERE, globals(), upload=options.upload)
     set_up_logging(verbose=options.verbose)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import detect_and_upload as script
 from bench.report import ROOT, table, write_section
-from guardianberry.weights import find_graph
+from guardianberry.detection.weights import find_graph
 
 CPUS = {"cortex-a72": "Pi 4", "cortex-a76": "Pi 5"}
 SIZES_PX = ((320, 256), (416, 320), (640, 480))
@@ -34,8 +34,8 @@ GUEST = """
 import sys
 from pathlib import Path
 import numpy as np
-from guardianberry.detector import Detector
-from guardianberry.weights import Graph
+from guardianberry.detection.detector import Detector
+from guardianberry.detection.weights import Graph
 
 xml, width, height, frames, precision = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
 detector = Detector(Graph(Path(xml), "model"), frame_width_px=width, frame_height_px=height, conf_thres=0.255,
@@ -76,7 +76,7 @@ def make_ncnn(folder: Path) -> Path:
     """The same network for ncnn, by its own converter, beside ncnn's aarch64 wheel."""
     import torch
 
-    from guardianberry import yolov5
+    from guardianberry.detection import yolov5
 
     out = folder / "ncnn"
     out.mkdir()

@@ -52,8 +52,8 @@ CASES = [
 
 
 def ours(case: Case) -> Callable[[np.ndarray], list]:
-    from guardianberry.detector import Detector
-    from guardianberry.weights import find_graph
+    from guardianberry.detection.detector import Detector
+    from guardianberry.detection.weights import find_graph
 
     detector = Detector(
         find_graph(CHECKPOINT.name, CHECKPOINT.parent),

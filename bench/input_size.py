@@ -18,8 +18,8 @@ import numpy as np
 
 import detect_and_upload as script
 from bench.report import ROOT, table, write_section
-from guardianberry.detector import Detector
-from guardianberry.weights import find_graph
+from guardianberry.detection.detector import Detector
+from guardianberry.detection.weights import find_graph
 from training.data import read_tar
 from training.metrics import area_under_curve, average_precision, match
 

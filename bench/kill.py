@@ -32,7 +32,7 @@ import av
 
 from bench.footage import FRAME_RATE_FPS, cameras_in, is_closed, own_camera, pictures_in, write_footage
 from bench.report import machine, table, write_section
-from guardianberry.weights import find_graph
+from guardianberry.detection.weights import find_graph
 from tests.daemon import WEIGHTS, Daemon, install_models
 from tests.faulty_proxy import FaultyProxy
 from tests.h264 import decode

@@ -25,7 +25,7 @@ def load(*names: str) -> Callable[[], None]:
 
 
 def make_client() -> None:
-    from guardianberry.s3 import S3
+    from guardianberry.upload.s3 import S3
 
     os.environ.update(CREDENTIALS, AWS_CONFIG_FILE="/dev/null", AWS_EC2_METADATA_DISABLED="true")
     KEPT.append(S3(server_side_encryption="AES256"))
@@ -33,15 +33,15 @@ def make_client() -> None:
 
 
 def load_openvino() -> None:
-    from guardianberry.graph import load_openvino
+    from guardianberry.detection.openvino_model import load_openvino
 
     load_openvino()
 
 
 def make_detector() -> None:
     import detect_and_upload as script
-    from guardianberry.detector import Detector
-    from guardianberry.weights import find_graph
+    from guardianberry.detection.detector import Detector
+    from guardianberry.detection.weights import find_graph
 
     KEPT.append(
         Detector(
@@ -67,9 +67,9 @@ STEPS: dict[str, Callable[[], None]] = {
     "Python": lambda: None,
     "numpy": load("numpy"),
     "PyAV": load("av"),
-    "our camera side (psutil)": load("guardianberry.stream", "guardianberry.camera"),
+    "our camera side (psutil)": load("guardianberry.camera.stream", "guardianberry.camera.supervisor"),
     "OpenCV": load("cv2"),
-    "botocore, boto3": load("guardianberry.s3"),
+    "botocore, boto3": load("guardianberry.upload.s3"),
     "an S3 client": make_client,
     "OpenVINO": load_openvino,
     "the graph, compiled": make_detector,

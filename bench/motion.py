@@ -16,7 +16,7 @@ from pathlib import Path
 import detect_and_upload as script
 from bench import offline
 from bench.report import spread, table, write_section
-from guardianberry.motion import MotionGate
+from guardianberry.detection.motion import MotionGate
 
 
 def gate_times_ms(seen: list[offline.Seen]) -> list[float]:

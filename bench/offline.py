@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import detect_and_upload as script
 from bench.report import ROOT
-from guardianberry.detector import Detector
-from guardianberry.h264 import Decoder, Frame, Splitter
-from guardianberry.motion import MotionGate
-from guardianberry.recorder import Look, Recorder, Start
-from guardianberry.weights import find_graph
+from guardianberry.camera.h264 import Decoder, Frame, Splitter
+from guardianberry.detection.detector import Detector
+from guardianberry.detection.motion import MotionGate
+from guardianberry.detection.weights import find_graph
+from guardianberry.recording.recorder import Look, Recorder, Start
 
 sys.path.insert(0, str(ROOT / "demo"))
 

@@ -21,8 +21,8 @@ import cv2
 import detect_and_upload as script
 from bench import offline
 from bench.report import spread, table, write_section
-from guardianberry.h264 import AccessUnit, Decoder, Splitter
-from guardianberry.mp4 import Mp4Writer
+from guardianberry.camera.h264 import AccessUnit, Decoder, Splitter
+from guardianberry.recording.mp4 import Mp4Writer
 
 SECONDS, RATE_FPS = 20, 10
 OURS = "packets copied (this daemon)"

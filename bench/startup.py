@@ -24,9 +24,10 @@ from tests.s3_server import environment
 MODULES = ("numpy", "av", "cv2", "psutil", "botocore", "boto3", "openvino", "guardianberry")
 CODE = """
 import detect_and_upload
-import guardianberry.camera, guardianberry.clock, guardianberry.detector, guardianberry.events, guardianberry.uploader
-import guardianberry.s3
-from guardianberry.graph import load_openvino
+import guardianberry.camera.supervisor, guardianberry.recording.clock, guardianberry.detection.detector
+import guardianberry.recording.events, guardianberry.upload.uploader
+import guardianberry.upload.s3
+from guardianberry.detection.openvino_model import load_openvino
 load_openvino()
 """
 

@@ -11,14 +11,14 @@ import cv2
 import numpy as np
 import torch
 
-from guardianberry import yolov5
-from guardianberry.detector import Person
+from guardianberry.detection import yolov5
+from guardianberry.detection.detector import Person
 
 CLASS_OFFSET_PX = 7680  # keeps boxes of different classes from suppressing each other, as YOLOv5 does
 
 
 class TorchEager:
-    """`find_people` as in `guardianberry.detector`, computed as the original computes it."""
+    """`find_people` as in `guardianberry.detection.detector`, computed as the original computes it."""
 
     def __init__(self, checkpoint: Path, *, conf_thres: float, iou_thres: float, max_det: int, threads: int) -> None:
         if threads:

@@ -123,7 +123,7 @@ def attach_what_moto_left_out(moto: Moto) -> None:
 _UPLOAD = """
 import logging, sys, time
 from pathlib import Path
-from guardianberry.uploader import Uploader
+from guardianberry.upload.uploader import Uploader
 folder, videos_bucket, images_bucket, serial = Path(sys.argv[1]), *sys.argv[2:]
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
 uploader = Uploader(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from guardianberry.weights import find_graph
+from guardianberry.detection.weights import find_graph
 from tests.daemon import ROOT, WEIGHTS, install_models
 
 

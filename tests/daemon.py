@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from guardianberry.weights import BUNDLED
+from guardianberry.detection.weights import BUNDLED
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("GUARDIANBERRY_SHARED", ROOT.parent / "shared"))
@@ -25,8 +25,8 @@ SCENE = ROOT / "demo" / "scene.mp4"
 STAND_IN_PATH = os.pathsep.join([str(Path(sys.executable).parent), str(ROOT / "demo"), "/usr/bin", "/bin"])
 
 
-_IMPORTS_CAMERA = "    from guardianberry.camera import Camera\n"
-_SEES_ONE_PROCESS = """    from guardianberry import camera as module
+_IMPORTS_CAMERA = "    from guardianberry.camera.supervisor import Camera\n"
+_SEES_ONE_PROCESS = """    from guardianberry.camera import supervisor as module
     everybody = module.running_cameras
     module.running_cameras = lambda: [other for other in everybody() if other.pid == {pid}]
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from guardianberry import yolov5
+from guardianberry.detection import yolov5
 
 # Where official checkpoints say that their classes live.
 OFFICIAL_HOMES = {

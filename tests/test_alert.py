@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from guardianberry.alert import draw_people, save_alert_image
-from guardianberry.detector import Person
+from guardianberry.detection.detector import Person
+from guardianberry.recording.snapshot import draw_people, save_alert_image
 
 FRAME = np.full((480, 640, 3), 90, np.uint8)
 PEOPLE = [Person(100.2, 50.7, 200.0, 400.0, 0.87), Person(-3.0, 0.0, 60.0, 470.0, 0.3)]

@@ -1,6 +1,6 @@
 """aws/: the template, the commands in its README, and what the keys that come of them can and cannot do.
 
-The commands are run by bash against a moto server (a process of its own), the uploads are guardianberry.uploader's.
+The commands are run by bash against a moto server (a process of its own), the uploads are the uploader's.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from bench import offline
-from guardianberry.detector import Detector
-from guardianberry.weights import BUNDLED, find_graph
+from guardianberry.detection.detector import Detector
+from guardianberry.detection.weights import BUNDLED, find_graph
 from tests.daemon import ROOT, install_models
 
 FILES = [ROOT / "models" / Path(BUNDLED).with_suffix(suffix) for suffix in (".xml", ".bin")]

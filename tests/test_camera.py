@@ -18,10 +18,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from guardianberry import camera as camera_module
-from guardianberry import camera_program
-from guardianberry.camera import Camera, fault_of_stream
-from guardianberry.camera_program import (
+from guardianberry.camera import process as camera_program
+from guardianberry.camera import supervisor as camera_module
+from guardianberry.camera.process import (
     CameraError,
     CameraProcess,
     Settings,
@@ -30,6 +29,7 @@ from guardianberry.camera_program import (
     find_program,
     running_cameras,
 )
+from guardianberry.camera.supervisor import Camera, fault_of_stream
 from tests.h264 import units
 from tests.s3_server import free_port
 
@@ -479,7 +479,7 @@ def test_twenty_relaunches_leave_no_thread_no_descriptor_and_no_process(bench) -
 DAEMON = """
 import sys, time
 sys.path.insert(0, {root!r})
-from guardianberry.camera import Camera
+from guardianberry.camera.supervisor import Camera
 camera = Camera(width_px=160, height_px=96, frame_rate_fps=10, intra_frames=10, bitrate_bps=1000000,
                 stream_url="tcp://127.0.0.1:8888", pre_roll_s=1, stall_s=60, heed_others=False)
 camera.check_and_launch_libcamera()

@@ -25,7 +25,7 @@ import pytest
 import detect_and_upload as script
 from bench.offline import SCENE, encode
 from guardianberry.filenames import VideoName, parse
-from guardianberry.mp4 import Mp4Writer
+from guardianberry.recording.mp4 import Mp4Writer
 from tests.daemon import ROOT, Daemon
 from tests.h264 import Unit, decode
 from tests.s3_server import environment

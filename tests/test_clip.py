@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardianberry.clip import ClipWriter, recover_clips, remove_parts
 from guardianberry.filenames import OPEN_PREFIX, HeldName, VideoName, parse
-from guardianberry.mp4 import Mp4Writer, close_killed_file
-from guardianberry.recorder import EventFacts, Stop
+from guardianberry.recording.clip import ClipWriter, recover_clips, remove_parts
+from guardianberry.recording.mp4 import Mp4Writer, close_killed_file
+from guardianberry.recording.recorder import EventFacts, Stop
 from tests.h264 import Unit, decode, units
 from tests.mounts import small_disk
 
@@ -169,7 +169,7 @@ def test_a_clip_that_is_there_already_is_not_replaced(tmp_path):
 WRITE_UNTIL_KILLED = """
     import sys, time
     from pathlib import Path
-    from guardianberry.mp4 import Mp4Writer
+    from guardianberry.recording.mp4 import Mp4Writer
     from tests.h264 import access_units
 
     mp4 = Mp4Writer(Path(sys.argv[1]), width=320, height=240, frame_rate_fps=10)

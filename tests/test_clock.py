@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from guardianberry.clock import Clock
 from guardianberry.filenames import HeldName, ImageName, VideoName
+from guardianberry.recording.clock import Clock
 
 IMAGE = ImageName(0, 50, 640, 480)
 VIDEO = VideoName(0, 20, 1, 50, 12, 640, 480)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import detect_and_upload as script
-from guardianberry.constants import find_problems
+from guardianberry.settings import find_problems
 
 
 def broken(**changes) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import pytest
 
-from guardianberry.weights import BUNDLED
+from guardianberry.detection.weights import BUNDLED
 from tests.daemon import ROOT, Daemon
 
 NO_NETWORK = {"https_proxy": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1", "no_proxy": "127.0.0.1"}

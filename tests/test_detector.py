@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from guardianberry.boxes import Head, Letterbox, Person, score_table, suppress
-from guardianberry.detector import Detector, OpenVinoRuntime
-from guardianberry.weights import Graph, WeightsError
+from guardianberry.detection.detector import Detector, OpenVinoRuntime
+from guardianberry.detection.postprocess import Head, Letterbox, Person, score_table, suppress
+from guardianberry.detection.weights import Graph, WeightsError
 from tests.daemon import OFFICIAL_WEIGHTS, SHARED
 
 CLIPS = {"anubhavm55_CCTV.mp4": (150, 240, 400), "glenn_burglar.mp4": (60,), "intel_car-detection.mp4": (40,)}
@@ -56,7 +56,7 @@ def torch_heads(model: Any, frame: np.ndarray) -> list[np.ndarray]:
 
 def torch_people(model: Any, frame: np.ndarray) -> list[Person]:
     """Detect, letterbox (padding only) and NMS written out the slow way from YOLOv5's definition."""
-    from guardianberry import yolov5
+    from guardianberry.detection import yolov5
 
     height, width = frame.shape[:2]
     pad = -height % 32
@@ -118,7 +118,7 @@ def torch_keeps_to_one_thread() -> None:
 @pytest.fixture(scope="session")
 def official(tmp_path_factory: pytest.TempPathFactory) -> tuple[Graph, list[tuple[np.ndarray, list[Person]]]]:
     """The official checkpoint as our graph; and frames with the people that torch finds in them."""
-    from guardianberry import convert, yolov5
+    from guardianberry.detection import convert, yolov5
 
     xml = tmp_path_factory.mktemp("official") / "graph.xml"
     convert.convert_checkpoint(OFFICIAL_WEIGHTS, xml, half=False)
@@ -158,7 +158,7 @@ def lively(tmp_path_factory: pytest.TempPathFactory) -> tuple[Graph, Any]:
     """A random network of 80 classes that, wherever it sees a person, is yet surer of class 7."""
     import torch
 
-    from guardianberry import convert
+    from guardianberry.detection import convert
     from tests import networks
 
     model = networks.network()
@@ -201,7 +201,7 @@ def test_person_is_kept_where_another_class_scores_higher(lively: tuple[Graph, A
 
 
 def test_single_class_network_scores_by_objectness_alone(tmp_path: Path) -> None:
-    from guardianberry import convert
+    from guardianberry.detection import convert
     from tests import networks
 
     model = networks.network(nc=1)

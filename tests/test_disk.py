@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from guardianberry.disk import Disk
 from guardianberry.filenames import HeldName, ImageName, VideoName
+from guardianberry.recording.retention import Disk
 from tests.daemon import SCENE, Daemon
 from tests.h264 import decode
 from tests.mounts import read_only, small_disk

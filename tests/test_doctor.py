@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from guardianberry import check_machine, doctor
-from guardianberry.camera_program import RunningCamera
-from guardianberry.check_camera import CameraPlan, ModelPlan
-from guardianberry.findings import Finding
-from guardianberry.system import lock_folder
+from guardianberry.camera.process import RunningCamera
+from guardianberry.doctor import machine as check_machine
+from guardianberry.doctor import page as doctor
+from guardianberry.doctor.camera import CameraPlan, ModelPlan
+from guardianberry.doctor.findings import Finding
+from guardianberry.machine import lock_folder
 from tests.daemon import ROOT, STAND_IN_PATH, install
 from tests.faulty_proxy import Answer, FaultyProxy
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server, environment
@@ -33,8 +34,8 @@ NOT_ALLOWED = Answer(403, "AccessDenied")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with a small network in it, ready for use."""
     pytest.importorskip("torch")
-    from guardianberry import convert
-    from guardianberry.weights import find_graph
+    from guardianberry.detection import convert
+    from guardianberry.detection.weights import find_graph
     from tests.networks import network
 
     models = tmp_path_factory.mktemp("models")
@@ -225,7 +226,7 @@ def test_no_camera(machine: Machine, proxy: FaultyProxy) -> None:
 
 def test_a_camera_without_a_picture(machine: Machine, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.use(proxy.url)
-    monkeypatch.setattr("guardianberry.check_camera.FRAME_LIMIT_S", 1.0)
+    monkeypatch.setattr("guardianberry.doctor.camera.FRAME_LIMIT_S", 1.0)
     machine.command(
         "rpicam-vid",
         'case "$*" in --list-cameras) echo "0 : imx708 [4608x2592] (/base/x)";; --*) echo v1.2.3;; *) echo "ERROR: ***'
@@ -257,7 +258,7 @@ def test_a_running_daemon_without_a_camera(
     machine: Machine, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.use(proxy.url)
-    monkeypatch.setattr("guardianberry.check_camera.DAEMON_START_LIMIT_S", 0.5)
+    monkeypatch.setattr("guardianberry.doctor.camera.DAEMON_START_LIMIT_S", 0.5)
     lock = lock_folder(machine.program)
     try:
         code, page = machine.check()
@@ -300,7 +301,7 @@ def test_a_model_in_place_of_another_is_a_warning(
     machine: Machine, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.use(proxy.url)
-    monkeypatch.setattr("guardianberry.weights.BUNDLED", "tiny.xml")
+    monkeypatch.setattr("guardianberry.detection.weights.BUNDLED", "tiny.xml")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")  # no way to the release page

@@ -53,7 +53,7 @@ def test_the_arithmetic() -> None:
 _DEVICES = """
 import sys, time
 from pathlib import Path
-from guardianberry.uploader import Uploader
+from guardianberry.upload.uploader import Uploader
 root, videos_bucket, images_bucket = Path(sys.argv[1]), *sys.argv[2:]
 uploaders = [
     Uploader(

@@ -13,8 +13,8 @@ import av
 import pytest
 
 from bench.kill import MOST_LOST_S, kill_often
-from guardianberry.clip import remove_parts
 from guardianberry.filenames import OPEN_PREFIX
+from guardianberry.recording.clip import remove_parts
 from tests.h264 import units
 from tests.test_clip import NAME, FakeTap, record
 

@@ -12,7 +12,7 @@ import pytest
 
 import detect_and_upload as script
 from bench import offline
-from guardianberry.motion import MotionGate, shrink
+from guardianberry.detection.motion import MotionGate, shrink
 
 RATE_FPS = 10
 NEVER_S = 1e9

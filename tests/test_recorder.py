@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardianberry.recorder import Look, Recorder, Start, Stop
+from guardianberry.recording.recorder import Look, Recorder, Start, Stop
 
 
 def make(**changes) -> Recorder:

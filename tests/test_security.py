@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import pytest
 
-from guardianberry.system import get_rpi_serial_number
+from guardianberry.machine import get_rpi_serial_number
 from tests.daemon import ROOT, Daemon
 from tests.faulty_proxy import Answer, FaultyProxy
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server, StoredObject, environment

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from guardianberry import h264, stream
-from guardianberry.h264 import AccessUnit, Frame, Splitter
-from guardianberry.stream import Ring, Stream, Tap
+from guardianberry.camera import h264, stream
+from guardianberry.camera.h264 import AccessUnit, Frame, Splitter
+from guardianberry.camera.stream import Ring, Stream, Tap
 
 WAIT_S = 20  # how long a test waits for what must happen; only a failing one waits so long
 GENERATE_ONLY = (Phase.explicit, Phase.reuse, Phase.generate)  # finding the smallest counter-example takes minutes

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardianberry.lanes import Pending
 from guardianberry.logs import JournalFormatter, LineFormatter, formatter
 from guardianberry.summary import DAY_S, DailySummary, Tally, summary
-from guardianberry.uploader import Counters
+from guardianberry.upload.lanes import Pending
+from guardianberry.upload.uploader import Counters
 from tests.daemon import ROOT
 
 EXAMPLE = ROOT / "docs" / "logrotate.example"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from guardianberry.system import (
+from guardianberry.machine import (
     AlreadyRunningError,
     FolderError,
     get_rpi_serial_number,
@@ -59,7 +59,7 @@ def test_a_folder_on_a_disk_that_is_not_mounted_is_named(tmp_path):
 
 
 def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path):
-    hold = "import sys; from pathlib import Path; from guardianberry.system import lock_folder\n"
+    hold = "import sys; from pathlib import Path; from guardianberry.machine import lock_folder\n"
     hold += "lock_folder(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", hold, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -13,9 +13,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch; the daemon does not")
 cv2 = pytest.importorskip("cv2")
 
-from guardianberry.detector import Detector  # noqa: E402 - only where torch is there
-from guardianberry.weights import Graph  # noqa: E402
-from guardianberry.yolov5 import COCO_ANCHORS_PX, STRIDES_PX, build, fuse  # noqa: E402
+from guardianberry.detection.detector import Detector  # noqa: E402 - only where torch is there
+from guardianberry.detection.weights import Graph  # noqa: E402
+from guardianberry.detection.yolov5 import COCO_ANCHORS_PX, STRIDES_PX, build, fuse  # noqa: E402
 from tests.daemon import SHARED  # noqa: E402
 from training import anchors, augment, batches, metrics, plot, train, trainer, validation  # noqa: E402
 from training.data import Dataset, Example, parse_labels, read_tar  # noqa: E402

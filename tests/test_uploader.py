@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guardianberry.filenames import parse
-from guardianberry.lanes import Backoff, Gate
-from guardianberry.pending import OpenFile, UnfitError, Waiting, header_value, image_kind, list_waiting, video_kind
-from guardianberry.refusals import Interrupted
+from guardianberry.upload.errors import Interrupted
+from guardianberry.upload.lanes import Backoff, Gate
+from guardianberry.upload.queue import OpenFile, UnfitError, Waiting, header_value, image_kind, list_waiting, video_kind
 from tests.faulty_proxy import Answer, FaultyProxy
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.upload_rig import SERIAL, Rig, box, jpeg, lines, mp4, wait_until, warnings
@@ -249,7 +249,8 @@ def test_a_crash_between_upload_and_delete_makes_no_second_object(rig: Rig, s3: 
     script = f"""
         import os, signal, time
         from pathlib import Path
-        from guardianberry import pending, uploader
+        from guardianberry.upload import queue as pending
+        from guardianberry.upload import uploader
         pending.OpenFile.delete = lambda self: os.kill(os.getpid(), signal.SIGKILL)
         uploader.Uploader(
             images_folder=Path({str(rig.images)!r}), videos_folder=Path({str(rig.videos)!r}),
@@ -283,7 +284,7 @@ def test_the_sweep_keeps_its_hands_off_an_alert_that_is_under_way(
     rig: Rig, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even where it waits for the alert no longer."""
-    monkeypatch.setattr("guardianberry.lanes._TRICKLE_S", 0.01)
+    monkeypatch.setattr("guardianberry.upload.lanes._TRICKLE_S", 0.01)
     with FaultyProxy(s3.port) as proxy:
         proxy.delay_s = 0.5
         rig.use(proxy.url)
@@ -345,7 +346,7 @@ def test_a_file_that_grows_during_its_upload_is_not_deleted(rig: Rig, s3: S3Serv
 def test_a_file_that_shrinks_during_its_upload_is_left(
     rig: Rig, s3: S3Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, attempts: int
 ) -> None:
-    monkeypatch.setattr("guardianberry.s3._ATTEMPTS", attempts)  # botocore meets the error in other places
+    monkeypatch.setattr("guardianberry.upload.s3._ATTEMPTS", attempts)  # botocore meets the error in other places
     path = rig.add_video(1_700_000_000, mp4(400_000))
     good = rig.add_video(1_700_000_001)
     with FaultyProxy(s3.port) as proxy:
@@ -542,7 +543,7 @@ def test_a_file_that_cannot_be_deleted_is_not_sent_over_and_over(
 
     path = rig.add_video(1_700_000_000)
     with FaultyProxy(s3.port) as proxy, monkeypatch.context() as patch:
-        patch.setattr("guardianberry.pending.os.unlink", refuse)
+        patch.setattr("guardianberry.upload.queue.os.unlink", refuse)
         rig.use(proxy.url)
         uploader = rig.start()
         wait_until(lambda: uploader.counters().videos == 1, "it is not uploaded")
@@ -614,7 +615,7 @@ def test_the_backlog_holds_its_breath_while_an_alert_is_under_way(rig: Rig) -> N
 
 
 def test_a_held_up_upload_trickles_so_that_the_server_does_not_hang_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guardianberry.lanes._TRICKLE_S", 0.05)
+    monkeypatch.setattr("guardianberry.upload.lanes._TRICKLE_S", 0.05)
     gate = Gate()
     with gate.alert():
         waits = threading.Thread(target=gate.wait_for_alerts, daemon=True)
@@ -670,7 +671,7 @@ def test_stop_lets_an_alert_under_way_finish(rig: Rig, s3: S3Server) -> None:
 def test_stop_in_mid_upload_is_prompt_and_no_failure(
     rig: Rig, s3: S3Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, attempts: int
 ) -> None:
-    monkeypatch.setattr("guardianberry.s3._ATTEMPTS", attempts)
+    monkeypatch.setattr("guardianberry.upload.s3._ATTEMPTS", attempts)
     rig.add_video(1_700_000_000, mp4(2_000_000))
     with FaultyProxy(s3.port) as proxy:
         proxy.rate_bytes_per_s = 50_000

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from guardianberry import convert
-from guardianberry import graph as graphs
-from guardianberry.detector import Detector
-from guardianberry.weights import BUNDLED, OFFICIAL_SHA256, UnavailableError, WeightsError, find_graph
+from guardianberry.detection import convert
+from guardianberry.detection import openvino_model as graphs
+from guardianberry.detection.detector import Detector
+from guardianberry.detection.weights import BUNDLED, OFFICIAL_SHA256, UnavailableError, WeightsError, find_graph
 from tests.daemon import OFFICIAL_WEIGHTS, ROOT
 
 NOWHERE = "http://127.0.0.1:9/"  # the discard port: refused at once
@@ -118,10 +118,10 @@ def test_checkpoint_is_converted_once_without_torch_in_this_process(checkpoint: 
     script = f"""
 import pathlib, sys
 import numpy as np
-from guardianberry.weights import find_graph
+from guardianberry.detection.weights import find_graph
 graph = find_graph("small.pt", pathlib.Path({str(models)!r}))
 assert "openvino" not in sys.modules and "urllib.request" not in sys.modules
-from guardianberry.detector import Detector
+from guardianberry.detection.detector import Detector
 detector = Detector(graph, frame_width_px=96, frame_height_px=64, conf_thres=.25, iou_thres=.45, max_det=9)
 detector.find_people(np.zeros((64, 96, 3), np.uint8))
 assert detector.model_name == "small.pt"
@@ -337,7 +337,7 @@ def test_broken_graphs_are_refused(exported: Path, models: Path, harm: str) -> N
 
 
 def test_truncated_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    from guardianberry.yolov5 import CheckpointError
+    from guardianberry.detection.yolov5 import CheckpointError
 
     body = checkpoint.read_bytes()
     (tmp_path / "short.pt").write_bytes(body[: len(body) // 2])
@@ -374,7 +374,8 @@ def test_dead_conversion_names_its_reason_and_the_way_out(models: Path, statemen
 def test_computer_without_torch_is_told_the_way_out(models: Path) -> None:
     (models / "own.pt").write_bytes(b"weights")
     statement = (
-        "import sys; sys.modules['torch'] = None; from guardianberry.convert import main; sys.exit(main(sys.argv[1:]))"
+        "import sys; sys.modules['torch'] = None; "
+        "from guardianberry.detection.convert import main; sys.exit(main(sys.argv[1:]))"
     )
     with pytest.raises(UnavailableError, match=r"ModuleNotFoundError: .*torch.* The way out"):
         find_graph("own.pt", models, converter=(sys.executable, "-c", statement))
@@ -493,7 +494,7 @@ def answer_too_much(handler: http.server.BaseHTTPRequestHandler) -> None:
 def test_failed_download_says_why_and_leaves_nothing(
     models: Path, release: ReleaseServer, monkeypatch: pytest.MonkeyPatch, behave: Any, reason: str
 ) -> None:
-    monkeypatch.setattr("guardianberry.weights.MAX_DOWNLOAD_BYTES", 1_000_000)
+    monkeypatch.setattr("guardianberry.detection.weights.MAX_DOWNLOAD_BYTES", 1_000_000)
     release.behave = behave
     with pytest.raises(UnavailableError, match=reason) as caught:
         find_graph("yolov5n.pt", models, release_url=release.url, silence_limit_s=1)

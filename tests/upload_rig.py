@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from guardianberry.uploader import Uploader
+from guardianberry.upload.uploader import Uploader
 from tests.s3_server import environment
 
 SERIAL = "10000000deadbeef"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from guardianberry.yolov5 import COCO_ANCHORS_PX
+from guardianberry.detection.yolov5 import COCO_ANCHORS_PX
 from training.data import Dataset
 from training.loss import ANCHOR_RATIO_MAX
 

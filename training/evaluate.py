@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from guardianberry.convert import convert_checkpoint
-from guardianberry.detector import Detector
-from guardianberry.weights import Graph
+from guardianberry.detection.convert import convert_checkpoint
+from guardianberry.detection.detector import Detector
+from guardianberry.detection.weights import Graph
 from training.augment import letterbox
 from training.data import Example, read_tar
 from training.metrics import Metrics, measure

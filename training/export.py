@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from guardianberry.convert import export
-from guardianberry.graph import file_sha256
-from guardianberry.yolov5 import Model, build
+from guardianberry.detection.convert import export
+from guardianberry.detection.openvino_model import file_sha256
+from guardianberry.detection.yolov5 import Model, build
 
 
 def load_trained(path: Path) -> Model:

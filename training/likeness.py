@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from guardianberry.yolov5 import Model, fuse, load_checkpoint
+from guardianberry.detection.yolov5 import Model, fuse, load_checkpoint
 from training.export import load_trained
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from guardianberry.yolov5 import Model
+from guardianberry.detection.yolov5 import Model
 
 BOX_GAIN = 0.05
 OBJECTNESS_GAIN = 1.0  # YOLOv5: 1.0 at 640 px, falling with the square of the size

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guardianberry.yolov5 import COCO_ANCHORS_PX, Model, build, fuse, keep_person_only, load_checkpoint
+from guardianberry.detection.yolov5 import COCO_ANCHORS_PX, Model, build, fuse, keep_person_only, load_checkpoint
 from training.batches import Picture
 from training.loss import (
     BOX_GAIN,

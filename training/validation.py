@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guardianberry.yolov5 import Model
+from guardianberry.detection.yolov5 import Model
 from training.augment import letterbox
 from training.batches import as_picture, collate
 from training.data import Dataset

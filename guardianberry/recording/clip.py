@@ -22,7 +22,7 @@ from guardianberry.filenames import (
     free_path,
     parse_open,
 )
-from guardianberry.mp4 import (
+from guardianberry.recording.mp4 import (
     READ_ERRORS,
     WRITE_ERRORS,
     Mp4Writer,
@@ -31,7 +31,7 @@ from guardianberry.mp4 import (
     cut_to_whole_fragments,
     fsync_path,
 )
-from guardianberry.recorder import EventFacts, Stop
+from guardianberry.recording.recorder import EventFacts, Stop
 
 log = logging.getLogger(__name__)
 

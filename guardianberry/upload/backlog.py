@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from guardianberry.lanes import Pending
-from guardianberry.pending import Kind, Waiting, list_waiting
+from guardianberry.upload.lanes import Pending
+from guardianberry.upload.queue import Kind, Waiting, list_waiting
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from guardianberry.backlog import SET_ASIDE_S, Backlog
 from guardianberry.filenames import ImageName, parse
-from guardianberry.lanes import Backoff, Gate, Pending, Troubles
-from guardianberry.pending import (
+from guardianberry.upload.backlog import SET_ASIDE_S, Backlog
+from guardianberry.upload.errors import Interrupted, RefusedError, Scope
+from guardianberry.upload.lanes import Backoff, Gate, Pending, Troubles
+from guardianberry.upload.queue import (
     Identity,
     Kind,
     OpenFile,
@@ -30,8 +31,7 @@ from guardianberry.pending import (
     metadata,
     video_kind,
 )
-from guardianberry.refusals import Interrupted, RefusedError, Scope
-from guardianberry.s3 import S3
+from guardianberry.upload.s3 import S3
 
 log = logging.getLogger(__name__)
 

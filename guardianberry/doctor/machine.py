@@ -16,9 +16,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from guardianberry.doctor.findings import Finding, fail, ok, warn
 from guardianberry.filenames import PART_PREFIX
-from guardianberry.findings import Finding, fail, ok, warn
-from guardianberry.system import environment_without_credentials
+from guardianberry.machine import environment_without_credentials
 
 LITTLE_SPACE_BYTES = 1_000_000_000  # some 200 clips: a weekend without network
 NO_SPACE_BYTES = 50_000_000  # ten clips

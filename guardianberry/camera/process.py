@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import psutil
 
-from guardianberry.system import environment_without_credentials
+from guardianberry.machine import environment_without_credentials
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TextIO
 
-from guardianberry.camera_program import RunningCamera, running_cameras
-from guardianberry.check_camera import CameraPlan, ModelPlan, check_model, check_program, held_or_tried, is_prepared
-from guardianberry.check_machine import (
+from guardianberry.camera.process import RunningCamera, running_cameras
+from guardianberry.doctor.camera import CameraPlan, ModelPlan, check_model, check_program, held_or_tried, is_prepared
+from guardianberry.doctor.findings import FAIL, WARN, Finding, fail, ok, warn
+from guardianberry.doctor.machine import (
     check_clock,
     check_folder,
     check_power,
@@ -26,10 +27,9 @@ from guardianberry.check_machine import (
     check_system,
     check_user,
 )
-from guardianberry.clock import marker_exists, system_clock_is_synchronised
-from guardianberry.constants import find_problems
-from guardianberry.findings import FAIL, WARN, Finding, fail, ok, warn
-from guardianberry.system import AlreadyRunningError, lock_folder
+from guardianberry.machine import AlreadyRunningError, lock_folder
+from guardianberry.recording.clock import marker_exists, system_clock_is_synchronised
+from guardianberry.settings import find_problems
 
 
 def check(
@@ -146,7 +146,7 @@ def check_way_out(
     buckets: Mapping[str, str], server_side_encryption: str | None, root: Path, *, upload: bool
 ) -> Iterator[Finding]:
     """Credentials, endpoint, buckets."""
-    from guardianberry.check_s3 import check_s3, check_uploads
+    from guardianberry.doctor.s3 import check_s3, check_uploads
 
     findings, s3 = check_s3(server_side_encryption, root)
     yield from findings

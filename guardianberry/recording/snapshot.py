@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from guardianberry.detector import Person
+from guardianberry.detection.detector import Person
 from guardianberry.filenames import PART_PREFIX
-from guardianberry.mp4 import fsync_path
+from guardianberry.recording.mp4 import fsync_path
 
 _BOX_COLOUR_BGR = (0, 0, 255)
 _TEXT_COLOUR_BGR = (255, 255, 255)

@@ -17,10 +17,9 @@ import botocore.exceptions
 import botocore.parsers
 import botocore.session
 
-from guardianberry.check_machine import cron_lines, is_open_to_others, read
-from guardianberry.findings import Finding, fail, ok, warn
-from guardianberry.pending import Body
-from guardianberry.refusals import (
+from guardianberry.doctor.findings import Finding, fail, ok, warn
+from guardianberry.doctor.machine import cron_lines, is_open_to_others, read
+from guardianberry.upload.errors import (
     BAD_SET_UP,
     NO_PERMISSION,
     PLAIN_HTTP,
@@ -29,7 +28,8 @@ from guardianberry.refusals import (
     cause_of_exception,
     status_and_code,
 )
-from guardianberry.s3 import S3
+from guardianberry.upload.queue import Body
+from guardianberry.upload.s3 import S3
 
 _CANARY = b"A test object of guardianberry --check --upload. It may be deleted.\n"
 _METHODS = {  # botocore's words for where it found them

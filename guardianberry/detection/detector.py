@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from guardianberry.boxes import Array, Head, Letterbox, Person, score_table, suppress
-from guardianberry.graph import load_openvino, read_info
-from guardianberry.weights import Graph, WeightsError
+from guardianberry.detection.openvino_model import load_openvino, read_info
+from guardianberry.detection.postprocess import Array, Head, Letterbox, Person, score_table, suppress
+from guardianberry.detection.weights import Graph, WeightsError
 
 log = logging.getLogger(__name__)
 

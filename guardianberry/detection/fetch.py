@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from guardianberry.graph import file_sha256
+from guardianberry.detection.openvino_model import file_sha256
 
 TOTAL_LIMIT_S = 900.0
 CHUNK_BYTES = 1 << 16

@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from guardianberry.convert import CONVERTERS, REFUSED
-from guardianberry.graph import CONVERTER_VERSION, file_sha256
-from guardianberry.system import environment_without_credentials
+from guardianberry.detection.convert import CONVERTERS, REFUSED
+from guardianberry.detection.openvino_model import CONVERTER_VERSION, file_sha256
+from guardianberry.machine import environment_without_credentials
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _download(source: Path, job: _Job) -> None:
         raise WeightsError(
             f"{source.name} is not in {source.parent}/. Put it there, or set WEIGHTS to one of: {known}."
         )
-    from guardianberry.fetch import FetchError, fetch
+    from guardianberry.detection.fetch import FetchError, fetch
 
     url = job.release_url + source.name
     log.info("%s is not in %s/; downloading it once from %s", source.name, source.parent, url)
@@ -181,7 +181,7 @@ def _is_whole(xml: Path) -> bool:
 
 def _convert(source: Path, xml: Path, job: _Job) -> None:
     """Run the child to its end; WeightsError with its reason, and a way out, if there is no graph afterwards."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     command = [*job.converter, str(source.absolute()), str(xml.absolute())]
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from guardianberry.h264 import AccessUnit, Decoder, Frame, Guess, Splitter
+from guardianberry.camera.h264 import AccessUnit, Decoder, Frame, Guess, Splitter
 
 __all__ = ["AccessUnit", "Frame", "Ring", "Stream", "Tap"]
 

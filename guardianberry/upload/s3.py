@@ -25,8 +25,7 @@ import botocore.session
 import botocore.utils
 from botocore.config import Config
 
-from guardianberry.pending import Body
-from guardianberry.refusals import (
+from guardianberry.upload.errors import (
     BAD_SET_UP,
     CREDENTIALS_UNREADABLE,
     NO_CREDENTIALS,
@@ -38,6 +37,7 @@ from guardianberry.refusals import (
     cause_of_exception,
     status_and_code,
 )
+from guardianberry.upload.queue import Body
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from guardianberry.camera import Camera
-from guardianberry.camera_program import PACKAGE, CameraError, RunningCamera, ask_for_help, find_program, offers
-from guardianberry.check_machine import cron_lines, output_of
-from guardianberry.findings import Finding, fail, ok, warn
-from guardianberry.stream import Frame
+from guardianberry.camera.process import PACKAGE, CameraError, RunningCamera, ask_for_help, find_program, offers
+from guardianberry.camera.stream import Frame
+from guardianberry.camera.supervisor import Camera
+from guardianberry.doctor.findings import Finding, fail, ok, warn
+from guardianberry.doctor.machine import cron_lines, output_of
 
 FRAME_LIMIT_S = 15.0  # a camera's first start after the boot takes a few seconds
 DAEMON_START_LIMIT_S = 15.0  # a daemon that has just been started loads its model first
@@ -138,8 +138,8 @@ def check_camera(program: str, plan: CameraPlan) -> tuple[list[Finding], Frame |
 
 def check_model(plan: ModelPlan, frame_px: tuple[int, int], frame: Frame | None) -> Finding:
     """Load the model as the daemon would, and look at the frame, or at a grey one, a few times."""
-    from guardianberry.detector import Detector
-    from guardianberry.weights import WeightsError, find_graph
+    from guardianberry.detection.detector import Detector
+    from guardianberry.detection.weights import WeightsError, find_graph
 
     width_px, height_px = frame_px
     bgr = np.full((height_px, width_px, 3), 114, np.uint8) if frame is None else frame.bgr

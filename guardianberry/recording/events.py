@@ -6,13 +6,13 @@ import logging
 from pathlib import Path
 from typing import Protocol
 
-from guardianberry.alert import save_alert_image
-from guardianberry.clip import ClipWriter, Tap, recover_clips, remove_parts
-from guardianberry.clock import Clock
-from guardianberry.disk import Disk
 from guardianberry.filenames import ImageName, VideoName, free_path
-from guardianberry.mp4 import WRITE_ERRORS
-from guardianberry.recorder import EventFacts, Look, Stop
+from guardianberry.recording.clip import ClipWriter, Tap, recover_clips, remove_parts
+from guardianberry.recording.clock import Clock
+from guardianberry.recording.mp4 import WRITE_ERRORS
+from guardianberry.recording.recorder import EventFacts, Look, Stop
+from guardianberry.recording.retention import Disk
+from guardianberry.recording.snapshot import save_alert_image
 
 log = logging.getLogger(__name__)
 

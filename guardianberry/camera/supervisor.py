@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from guardianberry.camera_program import (
+from guardianberry.camera.process import (
     CameraError,
     CameraProcess,
     Fault,
@@ -23,7 +23,7 @@ from guardianberry.camera_program import (
     find_program,
     running_cameras,
 )
-from guardianberry.stream import Frame, Stream, Tap
+from guardianberry.camera.stream import Frame, Stream, Tap
 
 log = logging.getLogger(__name__)
 

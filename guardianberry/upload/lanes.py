@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from guardianberry.pending import Kind
-from guardianberry.refusals import Cause, Interrupted, RefusedError, Scope
+from guardianberry.upload.errors import Cause, Interrupted, RefusedError, Scope
+from guardianberry.upload.queue import Kind
 
 log = logging.getLogger(__name__)
 
