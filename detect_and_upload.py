@@ -85,7 +85,7 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
     from guardianberry.machine import get_rpi_serial_number
     from guardianberry.recording.clock import Clock, marker_exists, system_clock_is_synchronised
     from guardianberry.recording.events import EventFiles
-    from guardianberry.recording.recorder import Look, Recorder, Start, Stop
+    from guardianberry.recording.recorder import Inference, Recorder, Start, Stop
     from guardianberry.recording.retention import Disk
     from guardianberry.summary import DailySummary
     from guardianberry.upload.uploader import Uploader
@@ -145,7 +145,7 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
         stream_url=STREAM_URL,
         pre_roll_s=PRE_ROLL_S,
         stall_s=CAMERA_STALL_S,
-        heed_others=not demo,  # a demo leaves the camera alone, so it need not wait for it
+        wait_for_other_users=not demo,  # a demo leaves the camera alone, so it need not wait for it
     )
     gate = MotionGate(max_blind_s=MAX_BLIND_S)
     summary = DailySummary(folder, uploader, clock.monotonic())
@@ -156,11 +156,11 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
         # Check health: the loop's own, the camera's, the clip's (is there still video for it?), the clock's, the disk's
         faulthandler.dump_traceback_later(LOOP_STALL_S, exit=True)
         camera.check_and_launch_libcamera()
-        if (reason := events.clip_end_reason) and (stopped := recorder.lost(clock.monotonic(), reason)):
+        if (reason := events.clip_end_reason) and (stopped := recorder.end(clock.monotonic(), reason)):
             events.stop(stopped)
         events.release_held()
         disk.make_room()
-        summary.pass_by(clock.monotonic(), events=events.started, relaunches=camera.relaunches)
+        summary.log_if_due(clock.monotonic(), events=events.started, relaunches=camera.relaunches)
 
         # Wait: for a frame that has not been looked at yet
         frame = camera.newest_frame(timeout_s=LOOP_TICK_S, after_number=last_number, stop=stop)
@@ -168,17 +168,19 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
             continue
         last_number = frame.number
 
-        # Look: at what moves, at every frame while a person is known or suspected, and every MAX_BLIND_S anyhow
+        # Detect: where something moves, at every frame while a person is seen, and every MAX_BLIND_S anyhow
         attentive = recorder.recording or recorder.suspects
         if not gate.needs_look(frame.luma(), frame.arrival_s, attentive=attentive):
             log.debug("frame %d: nothing moves", frame.number)
             continue
         people = detector.find_people(frame.bgr)
-        look = Look(frame.arrival_s, [person.confidence for person in people], detector.last_ms, frame, people)
+        inference = Inference(
+            frame.arrival_s, [person.confidence for person in people], detector.last_ms, frame, people
+        )
         log.debug("frame %d: %d person(s), %.0f ms", frame.number, len(people), detector.last_ms)
 
         # Decide
-        action = recorder.step(look, clip_start_s=camera.clip_start_s())
+        action = recorder.step(inference, clip_start_s=camera.clip_start_s())
 
         # Act
         if isinstance(action, Start):
@@ -189,7 +191,7 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
             events.note(recorder.facts())
 
     # Asked to stop: within 5 s, without waiting for the network
-    if stopped := recorder.lost(clock.monotonic(), "the daemon was asked to stop"):
+    if stopped := recorder.end(clock.monotonic(), "the daemon was asked to stop"):
         events.stop(stopped)
     camera.stop()
     events.close(timeout_s=1.0)

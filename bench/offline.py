@@ -16,7 +16,7 @@ from guardianberry.camera.h264 import Decoder, Frame, Splitter
 from guardianberry.detection.detector import Detector
 from guardianberry.detection.motion import MotionGate
 from guardianberry.detection.weights import find_graph
-from guardianberry.recording.recorder import Look, Recorder, Start
+from guardianberry.recording.recorder import Inference, Recorder, Start
 
 sys.path.insert(0, str(ROOT / "demo"))
 
@@ -118,7 +118,7 @@ def play(
         if gate is not None and not gate.needs_look(frame.luma(), time_s, attentive=attentive):
             continue
         looks += 1
-        action = recorder.step(Look(time_s, confidences), clip_start_s=time_s)
+        action = recorder.step(Inference(time_s, confidences), clip_start_s=time_s)
         if isinstance(action, Start):
             starts_s.append(time_s)
     return Outcome(starts_s, looks, count)

@@ -94,7 +94,7 @@ class DailySummary:
         self._due_s = now_s + DAY_S
         self._before = Tally()
 
-    def pass_by(self, now_s: float, *, events: int, relaunches: int) -> None:
+    def log_if_due(self, now_s: float, *, events: int, relaunches: int) -> None:
         """`now_s` on the monotonic clock; the counts since the start of the process."""
         if now_s < self._due_s:
             return

@@ -49,10 +49,10 @@ def install(folder: Path, *, heeded_pid: int | None = None, **constants: object)
     """
     folder.mkdir(parents=True, exist_ok=True)
     script = (ROOT / "detect_and_upload.py").read_text(encoding="utf-8")
-    assert "heed_others=not demo" in script
+    assert "wait_for_other_users=not demo" in script
     assert _IMPORTS_CAMERA in script
     if heeded_pid is None:
-        script = script.replace("heed_others=not demo", "heed_others=False")
+        script = script.replace("wait_for_other_users=not demo", "wait_for_other_users=False")
     else:
         script = script.replace(_IMPORTS_CAMERA, _IMPORTS_CAMERA + _SEES_ONE_PROCESS.format(pid=heeded_pid))
     for name, value in {"WEIGHTS": WEIGHTS, **constants}.items():

@@ -366,7 +366,7 @@ def test_by_hand_comes_to_the_same_as_the_template(moto: Moto, cli: AwsCli) -> N
         policy = json.loads(s3.get_bucket_policy(Bucket=bucket)["Policy"])
         assert policy == wanted[f"{name}Policy"]["Properties"]["PolicyDocument"]
 
-    [policy] = iam.list_policies(Scope="Local")["Policies"]
+    [policy] = iam.list_policies(FailureScope="Local")["Policies"]
     document = iam.get_policy_version(PolicyArn=policy["Arn"], VersionId=policy["DefaultVersionId"])["PolicyVersion"]
     assert document["Document"] == wanted["UploadOnly"]["Properties"]["PolicyDocument"]
     for camera in ("guardianberry-front-door", "guardianberry-garage"):

@@ -95,7 +95,7 @@ class Bench:
             "stream_url": "tcp://127.0.0.1:8888",
             "pre_roll_s": 1.0,
             "stall_s": STALL_S,
-            "heed_others": False,
+            "wait_for_other_users": False,
         }
         self.camera = Camera(**{**defaults, **settings})
         return self.camera
@@ -481,7 +481,7 @@ import sys, time
 sys.path.insert(0, {root!r})
 from guardianberry.camera.supervisor import Camera
 camera = Camera(width_px=160, height_px=96, frame_rate_fps=10, intra_frames=10, bitrate_bps=1000000,
-                stream_url="tcp://127.0.0.1:8888", pre_roll_s=1, stall_s=60, heed_others=False)
+                stream_url="tcp://127.0.0.1:8888", pre_roll_s=1, stall_s=60, wait_for_other_users=False)
 camera.check_and_launch_libcamera()
 while True:
     time.sleep(1)
@@ -523,7 +523,7 @@ def test_a_stream_started_by_hand_is_read_and_left_and_then_a_camera_is_started(
     bench.program(LISTENING)
     port = free_port()
     by_hand = bench.by_hand("-t", "0", "--listen", "-o", f"tcp://0.0.0.0:{port}")
-    bench.use(heed_others=True, stream_url=f"tcp://127.0.0.1:{port}")
+    bench.use(wait_for_other_users=True, stream_url=f"tcp://127.0.0.1:{port}")
     bench.until_pictures()
     bench.until(lambda: bench.camera.state == "streaming", "not announced")
     assert f"video from rpicam-vid (pid {by_hand.pid}) on tcp://127.0.0.1:{port}" in caplog.text
@@ -540,7 +540,7 @@ def test_another_camera_program_is_named_with_its_pid_once_and_waited_for(bench,
     bench.program(FOREVER.replace("play()", "play(to=os.open('/dev/null', 1))"), name="libcamera-vid")
     bench.program(FOREVER)
     other = bench.by_hand("-t", "0", "-o", "video.h264", name="libcamera-vid")
-    bench.use(heed_others=True)
+    bench.use(wait_for_other_users=True)
     for _ in range(10):
         bench.camera.check_and_launch_libcamera()
         assert bench.camera.newest_frame(timeout_s=0.05) is None
@@ -554,14 +554,14 @@ def test_another_camera_program_is_named_with_its_pid_once_and_waited_for(bench,
 def test_a_stream_on_another_port_or_not_to_be_reached_is_named_and_waited_for(bench, caplog) -> None:
     bench.program("hang()")
     other = bench.by_hand("-l", "--output", f"tcp://127.0.0.1:{free_port()}")
-    bench.use(heed_others=True, stream_url=f"tcp://127.0.0.1:{free_port()}")
+    bench.use(wait_for_other_users=True, stream_url=f"tcp://127.0.0.1:{free_port()}")
     bench.until(lambda: bench.camera.state == "waiting", "not noticed")
     assert f"used by rpicam-vid (pid {other.pid})" in bench.camera.reason
     other.kill()
     other.wait()
     port = free_port()
     other = bench.by_hand("--listen", f"--output=tcp://127.0.0.1:{port}")
-    bench.use(heed_others=True, stream_url=f"tcp://127.0.0.1:{port}")
+    bench.use(wait_for_other_users=True, stream_url=f"tcp://127.0.0.1:{port}")
     bench.until(lambda: bench.camera.state == "waiting", "not noticed")
     assert f"rpicam-vid (pid {other.pid}) should stream to tcp://127.0.0.1:{port}" in bench.camera.reason
 

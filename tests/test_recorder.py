@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardianberry.recording.recorder import Look, Recorder, Start, Stop
+from guardianberry.recording.recorder import Inference, Recorder, Start, Stop
 
 
 def make(**changes) -> Recorder:
@@ -22,7 +22,7 @@ def play(recorder: Recorder, looks, *, pre_roll_s: float = 0) -> list[tuple[floa
     """Feed (time, number of people) pairs; the times and kinds of the actions that came."""
     actions = []
     for time_s, people in looks:
-        action = recorder.step(Look(time_s, [0.5] * people, 10.0), clip_start_s=time_s - pre_roll_s)
+        action = recorder.step(Inference(time_s, [0.5] * people, 10.0), clip_start_s=time_s - pre_roll_s)
         if action:
             actions.append((time_s, type(action).__name__))
     return actions
@@ -65,9 +65,9 @@ def test_the_pre_roll_counts_towards_the_clips_length():
 
 def test_the_alert_shows_the_first_of_the_detections_that_made_the_event():
     recorder = make(detections_to_start=2)
-    first = Look(0.0, [0.4], frame="first frame", people="its people")
+    first = Inference(0.0, [0.4], frame="first frame", people="its people")
     recorder.step(first, clip_start_s=0)
-    start = recorder.step(Look(0.1, [0.9]), clip_start_s=0)
+    start = recorder.step(Inference(0.1, [0.9]), clip_start_s=0)
     assert isinstance(start, Start)
     assert start.first is first
 
@@ -87,19 +87,19 @@ def test_facts_are_those_of_the_whole_event():
         (3, [], 40),
         (4, [], 50),
     ]:
-        action = recorder.step(Look(time_s, confidences, inference_ms), clip_start_s=0)
+        action = recorder.step(Inference(time_s, confidences, inference_ms), clip_start_s=0)
     assert isinstance(action, Stop)
     assert (action.facts.max_people_found, action.facts.max_confidence, action.facts.inference_time_ms) == (2, 91, 30)
 
 
 def test_losing_the_camera_ends_the_event_and_forgets_the_window():
     recorder = make(detections_to_start=2)
-    assert recorder.lost(0, "no camera") is None
+    assert recorder.end(0, "no camera") is None
     play(recorder, [(0, 1)])
-    recorder.lost(0.5, "no camera")
+    recorder.end(0.5, "no camera")
     assert play(recorder, [(1, 1)]) == []
     assert play(recorder, [(2, 1)]) == [(2, "Start")]
-    stop = recorder.lost(3, "no camera")
+    stop = recorder.end(3, "no camera")
     assert isinstance(stop, Stop)
     assert (stop.time_s, stop.reason) == (3, "no camera")
     assert not recorder.recording
@@ -109,7 +109,7 @@ def test_suspicion_lasts_from_a_first_sighting_until_it_is_settled():
     recorder = make(detections_to_start=2)
     states = []
     for time_s, people in seconds("..1...1.1"):
-        recorder.step(Look(time_s, [0.5] * people), clip_start_s=time_s)
+        recorder.step(Inference(time_s, [0.5] * people), clip_start_s=time_s)
         states.append(recorder.suspects)
     assert states == [False, False, True, True, True, False, True, True, False]
 
@@ -123,7 +123,7 @@ def test_no_sequence_of_looks_breaks_the_rules(steps, detections_to_start, perso
     now_s, started_s, last_start_s = 0.0, None, None
     for gap_s, people in steps:
         now_s += gap_s
-        action = recorder.step(Look(now_s, [0.5] * people), clip_start_s=now_s - pre_roll_s)
+        action = recorder.step(Inference(now_s, [0.5] * people), clip_start_s=now_s - pre_roll_s)
         if isinstance(action, Start):
             assert started_s is None, "clips overlap"
             assert people, "started without a person"

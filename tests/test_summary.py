@@ -65,22 +65,22 @@ def test_one_line_a_day_by_the_monotonic_clock(tmp_path: Path, caplog: pytest.Lo
     uploads = FakeUploads(Counters())
     daily = DailySummary(tmp_path, uploads, now_s=1000.0)
     for hour in range(24):
-        daily.pass_by(1000.0 + hour * 3600, events=hour, relaunches=0)
+        daily.log_if_due(1000.0 + hour * 3600, events=hour, relaunches=0)
     assert caplog.messages == []
     uploads.now = Counters(images=4, videos=3)
-    daily.pass_by(1000.0 + DAY_S, events=5, relaunches=0)
-    daily.pass_by(1000.0 + DAY_S + 1, events=5, relaunches=0)
+    daily.log_if_due(1000.0 + DAY_S, events=5, relaunches=0)
+    daily.log_if_due(1000.0 + DAY_S + 1, events=5, relaunches=0)
     assert [text[:40] for text in caplog.messages] == ["the last 24 hours: 5 events; 4 images an"]
-    daily.pass_by(1000.0 + 2 * DAY_S, events=6, relaunches=0)
+    daily.log_if_due(1000.0 + 2 * DAY_S, events=6, relaunches=0)
     assert "1 event;" in caplog.messages[1]
-    daily.pass_by(1000.0 + 9.5 * DAY_S, events=6, relaunches=0)
-    daily.pass_by(1000.0 + 9.6 * DAY_S, events=6, relaunches=0)
+    daily.log_if_due(1000.0 + 9.5 * DAY_S, events=6, relaunches=0)
+    daily.log_if_due(1000.0 + 9.6 * DAY_S, events=6, relaunches=0)
     assert len(caplog.messages) == 3, "a loop that was away for a week has one line to say, not seven"
 
 
 def test_a_disk_that_does_not_answer_costs_no_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    DailySummary(tmp_path / "gone", FakeUploads(Counters()), now_s=-DAY_S).pass_by(0, events=0, relaunches=0)
+    DailySummary(tmp_path / "gone", FakeUploads(Counters()), now_s=-DAY_S).log_if_due(0, events=0, relaunches=0)
     assert caplog.messages[0].endswith("unknown free")
 
 

@@ -22,7 +22,15 @@ from hypothesis import strategies as st
 from guardianberry.filenames import parse
 from guardianberry.upload.errors import Interrupted
 from guardianberry.upload.lanes import Backoff, Gate
-from guardianberry.upload.queue import OpenFile, UnfitError, Waiting, header_value, image_kind, list_waiting, video_kind
+from guardianberry.upload.queue import (
+    OpenFile,
+    QueuedFile,
+    UnfitError,
+    header_value,
+    image_media_type,
+    list_queued,
+    video_media_type,
+)
 from tests.faulty_proxy import Answer, FaultyProxy
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.upload_rig import SERIAL, Rig, box, jpeg, lines, mp4, wait_until, warnings
@@ -203,10 +211,10 @@ def test_a_new_image_in_mid_sweep_is_the_next_one(rig: Rig, s3: S3Server, caplog
 
 
 def open_file(path: Path) -> OpenFile:
-    kind = image_kind(path.parent, "b") if path.suffix == ".jpg" else video_kind(path.parent, "b")
+    kind = image_media_type(path.parent, "b") if path.suffix == ".jpg" else video_media_type(path.parent, "b")
     name = parse(path.name)
     assert isinstance(name, kind.name_type)
-    return OpenFile(Waiting(kind, path.name, name))
+    return OpenFile(QueuedFile(kind, path.name, name))
 
 
 def key_of(path: Path, serial: str = SERIAL) -> str:
@@ -373,7 +381,7 @@ def test_names_that_are_no_events_are_never_waiting(
     for name in names:
         if name not in (b".", b"..") and not set(name) & set(b"/\0"):
             (folder / os.fsdecode(name)).touch()
-    waiting, odd = list_waiting(image_kind(folder, "bucket"))
+    waiting, odd = list_queued(image_media_type(folder, "bucket"))
     assert waiting == []
     assert sorted(odd) == sorted(name for name in os.listdir(folder) if not name.startswith("."))
 
@@ -381,8 +389,11 @@ def test_names_that_are_no_events_are_never_waiting(
 def test_a_video_among_the_images_is_not_taken_for_one(tmp_path: Path) -> None:
     (tmp_path / "1-2-3-4-5-6-7.mp4").touch()
     (tmp_path / "1-2-3-4.jpg").touch()
-    for kind, own in ((image_kind(tmp_path, "b"), "1-2-3-4.jpg"), (video_kind(tmp_path, "b"), "1-2-3-4-5-6-7.mp4")):
-        waiting, odd = list_waiting(kind)
+    for kind, own in (
+        (image_media_type(tmp_path, "b"), "1-2-3-4.jpg"),
+        (video_media_type(tmp_path, "b"), "1-2-3-4-5-6-7.mp4"),
+    ):
+        waiting, odd = list_queued(kind)
         assert [each.file_name for each in waiting] == [own]
         assert len(odd) == 1
 

@@ -71,7 +71,7 @@ class Camera:
         stream_url: str,
         pre_roll_s: float,
         stall_s: float,
-        heed_others: bool = True,
+        wait_for_other_users: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stream: Stream | None = None
@@ -83,7 +83,7 @@ class Camera:
         self._host, self._port = url.hostname or "127.0.0.1", url.port or 8888
         self._pre_roll_s = pre_roll_s
         self._stall_s = stall_s
-        self._heed_others = heed_others
+        self._wait_for_other_users = wait_for_other_users
         self._clock = clock
         self._process: CameraProcess | None = None
         self._source = ""
@@ -173,7 +173,7 @@ class Camera:
 
     def _open(self) -> int:
         """A descriptor to read video from."""
-        others = running_cameras() if self._heed_others else []
+        others = running_cameras() if self._wait_for_other_users else []
         for other in others:
             if other.listens_on_port == self._port:
                 return self._connect(other)

@@ -109,7 +109,7 @@ def check_camera(program: str, plan: CameraPlan) -> tuple[list[Finding], Frame |
         stream_url=plan.stream_url,
         pre_roll_s=0,
         stall_s=plan.stall_s,
-        heed_others=False,
+        wait_for_other_users=False,
     )
     started_s = time.monotonic()
     frame = None

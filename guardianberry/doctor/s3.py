@@ -23,7 +23,7 @@ from guardianberry.upload.errors import (
     BAD_SET_UP,
     NO_PERMISSION,
     PLAIN_HTTP,
-    RefusedError,
+    UploadError,
     cause_of_answer,
     cause_of_exception,
     status_and_code,
@@ -46,7 +46,7 @@ def check_s3(server_side_encryption: str | None, root: Path) -> tuple[list[Findi
     s3 = S3(server_side_encryption=server_side_encryption)
     try:
         client = s3._ready_client()  # what the daemon does before its first upload: the same refusals, the same words
-    except RefusedError as refused:
+    except UploadError as refused:
         subject = "endpoint" if refused.cause in (PLAIN_HTTP, BAD_SET_UP) else "credentials"
         return [fail(subject, str(refused), _ADVICE)], None
     method = client._request_signer._credentials.method
@@ -70,9 +70,9 @@ def ask(client: Any) -> Finding:
         cause = cause_of_answer(status, code)
         if cause is NO_PERMISSION or status in (404, 405, 501):  # understood, known, and not allowed, as it should be
             return ok("endpoint", "answers, and knows the key")
-        return fail("endpoint", str(RefusedError(cause, f"HTTP {status} {code}")), _ADVICE)
+        return fail("endpoint", str(UploadError(cause, f"HTTP {status} {code}")), _ADVICE)
     except (botocore.exceptions.BotoCoreError, botocore.parsers.ResponseParserError) as error:
-        refused = RefusedError(*cause_of_exception(error))
+        refused = UploadError(*cause_of_exception(error))
         return fail("endpoint", str(refused), "Until then recordings and alerts wait on the disk; nothing is lost.")
     return warn(
         "endpoint",
@@ -127,7 +127,7 @@ def check_uploads(s3: S3, buckets: Mapping[str, str]) -> Iterator[Finding]:
                 s3.put(
                     bucket, key, body, crc32_base64=checksum, content_type="text/plain", metadata={"check": "canary"}
                 )
-            except RefusedError as refused:
+            except UploadError as refused:
                 yield fail(subject, f"{bucket}: {refused}", _ADVICE)
             else:
                 yield ok(subject, f"{bucket} took {key}")

@@ -10,7 +10,7 @@ from guardianberry.filenames import ImageName, VideoName, free_path
 from guardianberry.recording.clip import ClipWriter, Tap, recover_clips, remove_parts
 from guardianberry.recording.clock import Clock
 from guardianberry.recording.mp4 import WRITE_ERRORS
-from guardianberry.recording.recorder import EventFacts, Look, Stop
+from guardianberry.recording.recorder import EventFacts, Inference, Stop
 from guardianberry.recording.retention import Disk
 from guardianberry.recording.snapshot import save_alert_image
 
@@ -73,7 +73,7 @@ class EventFiles:
             frame_rate_fps=self._frame_rate_fps,
         )
 
-    def start(self, first: Look, tap: Tap, facts: EventFacts) -> None:
+    def start(self, first: Inference, tap: Tap, facts: EventFacts) -> None:
         """Save and offer the alert image of `first`, then begin the clip. Logged only once a kill can take neither."""
         trusted = self._clock.is_set()
         self._holding = self._holding or not trusted
@@ -124,7 +124,7 @@ class EventFiles:
             if not clip.join(timeout_s):
                 log.warning("clip: the disk is slow; the next start finishes what is still open")
 
-    def _save_image(self, first: Look, name: ImageName, *, held: bool) -> Path | None:
+    def _save_image(self, first: Inference, name: ImageName, *, held: bool) -> Path | None:
         path = free_path(self._images_folder, name)
         if held:
             path = self._images_folder / self._clock.hold(name, first.time_s)
@@ -133,7 +133,7 @@ class EventFiles:
             self._uploads.offer_alert(path, first.time_s)
         return path if saved else None
 
-    def _try_to_save(self, path: Path, first: Look) -> bool:
+    def _try_to_save(self, path: Path, first: Inference) -> bool:
         try:
             save_alert_image(path, first.frame.bgr, first.people, jpeg_quality=self._jpeg_quality)
         except OSError as error:

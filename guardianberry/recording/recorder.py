@@ -18,7 +18,7 @@ _WINDOW_MAX_AGE_S = 5.0  # a sighting older than this is another story, and its 
 
 
 @dataclass(frozen=True)
-class Look:
+class Inference:
     """One distinct frame that the detector has seen.
 
     `time_s` is the arrival of the frame's last byte, `confidences` one score (0 to 1) a person found, `inference_ms`
@@ -36,7 +36,7 @@ class Look:
 class Start:
     """Save `first` as the alert image, then record a clip from the pre-roll on."""
 
-    first: Look
+    first: Inference
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Recorder:
         self._min_gap_s = min_gap_between_video_start_s
         self._person_gone_after_s = person_gone_after_s
         self._detections_to_start = detections_to_start
-        self._window: deque[Look] = deque(maxlen=detection_window_looks)
-        self._event: list[Look] = []  # looks of the event under way with their pictures dropped; empty when idle
+        self._window: deque[Inference] = deque(maxlen=detection_window_looks)
+        self._event: list[Inference] = []  # looks of the event under way with their pictures dropped; empty when idle
         self._clip_start_s = 0.0
         self._last_start_s: float | None = None
         self._last_person_s = 0.0
@@ -90,49 +90,49 @@ class Recorder:
     @property
     def suspects(self) -> bool:
         """A person was in one of the last looks and no event is under way yet: look closely."""
-        return not self.recording and any(look.confidences for look in self._window)
+        return not self.recording and any(seen.confidences for seen in self._window)
 
     def facts(self) -> EventFacts:
         """Of the event under way; raises ValueError when there is none."""
         return EventFacts(
-            max_people_found=max(len(look.confidences) for look in self._event),
-            max_confidence=round(100 * max(max(look.confidences, default=0) for look in self._event)),
-            inference_time_ms=round(statistics.median(look.inference_ms for look in self._event)),
+            max_people_found=max(len(seen.confidences) for seen in self._event),
+            max_confidence=round(100 * max(max(seen.confidences, default=0) for seen in self._event)),
+            inference_time_ms=round(statistics.median(seen.inference_ms for seen in self._event)),
         )
 
-    def step(self, look: Look, *, clip_start_s: float) -> Start | Stop | None:
-        """Decide on a new look. A clip that starts now would begin with the video of `clip_start_s` (its pre-roll)."""
-        while self._window and look.time_s - self._window[0].time_s > _WINDOW_MAX_AGE_S:
+    def step(self, inference: Inference, *, clip_start_s: float) -> Start | Stop | None:
+        """Decide on a new inference. A clip that starts now begins with the video of `clip_start_s` (its pre-roll)."""
+        while self._window and inference.time_s - self._window[0].time_s > _WINDOW_MAX_AGE_S:
             self._window.popleft()
-        self._window.append(look)
+        self._window.append(inference)
         if self.recording:
-            return self._go_on(look)
-        return self._start_if_sure(look, clip_start_s)
+            return self._go_on(inference)
+        return self._start_if_sure(inference, clip_start_s)
 
-    def lost(self, now_s: float, reason: str) -> Stop | None:
+    def end(self, now_s: float, reason: str) -> Stop | None:
         """The camera is gone or the daemon ends: what has been seen must not count towards a later event."""
         self._window.clear()
         return self._stop(now_s, reason) if self.recording else None
 
-    def _start_if_sure(self, look: Look, clip_start_s: float) -> Start | None:
+    def _start_if_sure(self, inference: Inference, clip_start_s: float) -> Start | None:
         sightings = [seen for seen in self._window if seen.confidences]
-        if not look.confidences or len(sightings) < self._detections_to_start:
+        if not inference.confidences or len(sightings) < self._detections_to_start:
             return None
-        if self._last_start_s is not None and look.time_s - self._last_start_s < self._min_gap_s:
+        if self._last_start_s is not None and inference.time_s - self._last_start_s < self._min_gap_s:
             return None
-        self._last_start_s = self._last_person_s = look.time_s
-        self._clip_start_s = min(clip_start_s, look.time_s)
+        self._last_start_s = self._last_person_s = inference.time_s
+        self._clip_start_s = min(clip_start_s, inference.time_s)
         self._event = [_without_picture(seen) for seen in sightings]
         return Start(first=sightings[0])
 
-    def _go_on(self, look: Look) -> Stop | None:
-        self._event.append(_without_picture(look))
-        if look.confidences:
-            self._last_person_s = look.time_s
-        if look.time_s - self._clip_start_s >= self._max_recording_duration_s:
-            return self._stop(look.time_s, "the clip has its full length")
-        if not look.confidences and look.time_s - self._last_person_s >= self._person_gone_after_s:
-            return self._stop(look.time_s, "the person is gone")
+    def _go_on(self, inference: Inference) -> Stop | None:
+        self._event.append(_without_picture(inference))
+        if inference.confidences:
+            self._last_person_s = inference.time_s
+        if inference.time_s - self._clip_start_s >= self._max_recording_duration_s:
+            return self._stop(inference.time_s, "the clip has its full length")
+        if not inference.confidences and inference.time_s - self._last_person_s >= self._person_gone_after_s:
+            return self._stop(inference.time_s, "the person is gone")
         return None
 
     def _stop(self, now_s: float, reason: str) -> Stop:
@@ -141,6 +141,6 @@ class Recorder:
         return stop
 
 
-def _without_picture(look: Look) -> Look:
+def _without_picture(inference: Inference) -> Inference:
     """Twenty seconds of frames would be hundreds of megabytes."""
-    return Look(look.time_s, tuple(look.confidences), look.inference_ms)
+    return Inference(inference.time_s, tuple(inference.confidences), inference.inference_ms)

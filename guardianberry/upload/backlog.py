@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from guardianberry.upload.lanes import Pending
-from guardianberry.upload.queue import Kind, Waiting, list_waiting
+from guardianberry.upload.queue import MediaType, QueuedFile, list_queued
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ class Backlog:
     `queue`, `jump` and `unreadable` are for the sweep's thread alone, the rest for any.
     """
 
-    def __init__(self, images: Kind, videos: Kind, clock: Callable[[], float]) -> None:
+    def __init__(self, images: MediaType, videos: MediaType, clock: Callable[[], float]) -> None:
         self._images, self._videos, self._clock = images, videos, clock
         self._odd: set[tuple[str, str]] = set()
         self._jumps = False
@@ -34,7 +34,7 @@ class Backlog:
     def pending(self) -> Pending:
         return Pending(_count(self._images), _count(self._videos))
 
-    def queue(self, closed: set[Kind], wake: threading.Event) -> Iterator[Waiting]:
+    def queue(self, closed: set[MediaType], wake: threading.Event) -> Iterator[QueuedFile]:
         """Each waiting file once, in order, but none of a kind that is `closed` meanwhile.
 
         When `wake` is set in between, the folders are looked into again, so that a new image is the next one. It is
@@ -58,7 +58,7 @@ class Backlog:
         if woken:
             wake.set()
 
-    def _index_of_next(self, order: list[Waiting], kind: Kind | None) -> int:
+    def _index_of_next(self, order: list[QueuedFile], kind: MediaType | None) -> int:
         jumps, self._jumps = self._jumps, False
         same_kind = [index for index, waiting in enumerate(order) if waiting.kind is kind] if jumps else []
         return random.choice(same_kind) if same_kind else 0
@@ -70,13 +70,13 @@ class Backlog:
         """
         self._jumps = True
 
-    def set_aside(self, waiting: Waiting, reason: str) -> None:
+    def set_aside(self, waiting: QueuedFile, reason: str) -> None:
         """Leave it alone for an hour."""
         with self._lock:
             self._set_aside_until_s[waiting.path] = self._clock() + SET_ASIDE_S
         self.report(waiting, reason)
 
-    def report(self, waiting: Waiting, reason: str) -> None:
+    def report(self, waiting: QueuedFile, reason: str) -> None:
         """Say once that the file stays on the disk, and why."""
         with self._lock:
             known = (waiting.path, reason) in self._reported
@@ -84,7 +84,7 @@ class Backlog:
         if not known:
             log.warning("%s %s is left where it is: %s", waiting.kind.word, ascii(waiting.file_name), reason)
 
-    def _in_order(self) -> list[Waiting]:
+    def _in_order(self) -> list[QueuedFile]:
         images, videos = self._look_into(self._images), self._look_into(self._videos)
         now_s = self._clock()
         with self._lock:
@@ -92,9 +92,9 @@ class Backlog:
             order = images[-1:] + images[:-1] + videos
             return [waiting for waiting in order if waiting.path not in self._set_aside_until_s]
 
-    def _look_into(self, kind: Kind) -> list[Waiting]:
+    def _look_into(self, kind: MediaType) -> list[QueuedFile]:
         try:
-            waiting, odd = list_waiting(kind)
+            waiting, odd = list_queued(kind)
         except OSError as error:
             if kind.word not in self.unreadable:
                 log.warning("the folder of the %ss cannot be read: %s; it is tried again", kind.word, error.strerror)
@@ -104,7 +104,7 @@ class Backlog:
         self._report_odd(kind, sorted({name for name in odd if (kind.word, name) not in self._odd}))
         return waiting
 
-    def _report_odd(self, kind: Kind, names: list[str]) -> None:
+    def _report_odd(self, kind: MediaType, names: list[str]) -> None:
         """One line, however many there are."""
         if not names:
             return
@@ -114,8 +114,8 @@ class Backlog:
         log.warning(text, kind.word, kind.word, len(names), examples)
 
 
-def _count(kind: Kind) -> int:
+def _count(kind: MediaType) -> int:
     try:
-        return len(list_waiting(kind)[0])
+        return len(list_queued(kind)[0])
     except OSError:
         return 0

@@ -14,7 +14,7 @@ import botocore.parsers
 from urllib3.util.ssl_match_hostname import CertificateError
 
 
-class Scope(enum.Enum):
+class FailureScope(enum.Enum):
     """What else will fail for the same reason."""
 
     EVERYTHING = "no upload would fare better now"
@@ -28,80 +28,82 @@ class Cause:
     """One reason why uploads fail. `text` says what happened and what to do about it."""
 
     name: str
-    scope: Scope
+    scope: FailureScope
     text: str
     passes: bool = False  # True: likely to be over in seconds, without anybody doing anything
 
 
 NO_CREDENTIALS = Cause(
     "no credentials",
-    Scope.EVERYTHING,
+    FailureScope.EVERYTHING,
     "there are no AWS credentials; put them into /etc/environment or ~/.aws/credentials (see the README)",
 )
 CREDENTIALS_UNREADABLE = Cause(
     "credentials unreadable",
-    Scope.EVERYTHING,
+    FailureScope.EVERYTHING,
     "the AWS credentials cannot be read or made; check the files in ~/.aws, and run the credential_process by hand",
 )
 BAD_KEY = Cause(
     "bad credentials",
-    Scope.EVERYTHING,
+    FailureScope.EVERYTHING,
     "S3 does not know these AWS credentials or their secret is wrong; check the access key and the secret key",
 )
 EXPIRED = Cause(
     "expired credentials",
-    Scope.EVERYTHING,
+    FailureScope.EVERYTHING,
     "the temporary AWS credentials have expired; renew them, or let a credential_process renew them",
 )
 SKEWED_CLOCK = Cause(
     "skewed clock",
-    Scope.EVERYTHING,
+    FailureScope.EVERYTHING,
     "this machine's clock is more than 15 minutes off; check that it is synchronised (timedatectl)",
 )
 NO_PERMISSION = Cause(
     "no permission",
-    Scope.BUCKET,
+    FailureScope.BUCKET,
     "there is no such bucket for these credentials, or they lack s3:PutObject on it; check the bucket's name in"
     " detect_and_upload.py and the user's policy",
 )
 NO_BUCKET = Cause(
     "no bucket",
-    Scope.BUCKET,
+    FailureScope.BUCKET,
     "the bucket does not exist; create it, or correct its name in detect_and_upload.py",
 )
 WRONG_REGION = Cause(
     "wrong region",
-    Scope.BUCKET,
+    FailureScope.BUCKET,
     "the bucket is in another region; set AWS_DEFAULT_REGION or `region` in ~/.aws/config to the bucket's",
 )
 BAD_SET_UP = Cause(
     "bad set-up",
-    Scope.EVERYTHING,
+    FailureScope.EVERYTHING,
     "boto3 cannot work with this configuration; check ~/.aws/config and the AWS_* variables",
 )
 PLAIN_HTTP = Cause(
     "plain http",
-    Scope.EVERYTHING,
+    FailureScope.EVERYTHING,
     "the S3 endpoint is plain http and not on this machine, so anyone on the way could look on; use an https:// URL",
 )
-NETWORK = Cause("network", Scope.EVERYTHING, "S3 cannot be reached; check the network", passes=True)
+NETWORK = Cause("network", FailureScope.EVERYTHING, "S3 cannot be reached; check the network", passes=True)
 TLS = Cause(
     "tls",
-    Scope.EVERYTHING,
+    FailureScope.EVERYTHING,
     "the S3 server's TLS certificate is not trusted, so nothing is sent; check the clock, the endpoint, and"
     " AWS_CA_BUNDLE if the server is your own",
 )
-CUT = Cause("connection cut", Scope.FILE, "the connection to S3 broke or stalled in mid-upload", passes=True)
-SLOW_DOWN = Cause("slow down", Scope.EVERYTHING, "S3 asks to slow down", passes=True)
-SERVER_ERROR = Cause("server error", Scope.FILE, "S3 has an error of its own", passes=True)
-TRY_AGAIN = Cause("try again", Scope.FILE, "S3 was busy with the same object or lost part of it", passes=True)
-NOT_S3 = Cause("not s3", Scope.EVERYTHING, "what answers is no S3 server; check AWS_ENDPOINT_URL_S3 and the network")
+CUT = Cause("connection cut", FailureScope.FILE, "the connection to S3 broke or stalled in mid-upload", passes=True)
+SLOW_DOWN = Cause("slow down", FailureScope.EVERYTHING, "S3 asks to slow down", passes=True)
+SERVER_ERROR = Cause("server error", FailureScope.FILE, "S3 has an error of its own", passes=True)
+TRY_AGAIN = Cause("try again", FailureScope.FILE, "S3 was busy with the same object or lost part of it", passes=True)
+NOT_S3 = Cause(
+    "not s3", FailureScope.EVERYTHING, "what answers is no S3 server; check AWS_ENDPOINT_URL_S3 and the network"
+)
 UNSUPPORTED = Cause(
     "unsupported",
-    Scope.BUCKET,
+    FailureScope.BUCKET,
     "the S3 server lacks something that is asked of it; SERVER_SIDE_ENCRYPTION = None may serve it",
 )
-REFUSED_FILE = Cause("refused file", Scope.FILE_FOR_LONG, "S3 refuses this file")
+REFUSED_FILE = Cause("refused file", FailureScope.FILE_FOR_LONG, "S3 refuses this file")
 
 _CAUSE_OF_CODE = {
     **dict.fromkeys(
@@ -131,7 +133,7 @@ _CAUSE_OF_STATUS = {
 }
 
 
-class RefusedError(Exception):
+class UploadError(Exception):
     """An upload did not go through. `detail` is short and holds no credential, serial number or content."""
 
     def __init__(self, cause: Cause, detail: str = "") -> None:

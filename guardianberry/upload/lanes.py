@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from guardianberry.upload.errors import Cause, Interrupted, RefusedError, Scope
-from guardianberry.upload.queue import Kind
+from guardianberry.upload.errors import Cause, FailureScope, Interrupted, UploadError
+from guardianberry.upload.queue import MediaType
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Backoff:
         self._failures = 0
 
 
-class Troubles:
+class UploadErrorLog:
     """Says each cause once, and once that it is over, however many tries that took. For any thread."""
 
     def __init__(self) -> None:
@@ -83,29 +83,31 @@ class Troubles:
         self._told: dict[tuple[str, str], Cause] = {}
         self._down: set[str] = set()  # buckets that nothing goes into; "" stands for all of S3
 
-    def refused(self, kind: Kind, refused: RefusedError) -> None:
+    def refused(self, kind: MediaType, refused: UploadError) -> None:
         cause = refused.cause
-        where = kind.bucket if cause.scope is Scope.BUCKET else ""
+        where = kind.bucket if cause.scope is FailureScope.BUCKET else ""
         with self._lock:
-            if cause.scope in (Scope.EVERYTHING, Scope.BUCKET):
+            if cause.scope in (FailureScope.EVERYTHING, FailureScope.BUCKET):
                 self._down.add(where)
             if (cause.name, where) in self._told:
                 return
             self._told[cause.name, where] = cause
-        which = {Scope.EVERYTHING: "all files", Scope.BUCKET: f"{kind.word}s"}.get(cause.scope, "some files")
+        which = {FailureScope.EVERYTHING: "all files", FailureScope.BUCKET: f"{kind.word}s"}.get(
+            cause.scope, "some files"
+        )
         log.warning("uploads of %s fail: %s; nothing is lost", which, refused)
 
-    def nothing_goes(self, kind: Kind) -> None:
+    def nothing_goes(self, kind: MediaType) -> None:
         """Several files of this kind failed one after the other, so its recovery will be worth a line."""
         with self._lock:
             self._down.add(kind.bucket)
 
-    def went_through(self, kind: Kind, pending: Callable[[], Pending]) -> None:
+    def went_through(self, kind: MediaType, pending: Callable[[], Pending]) -> None:
         with self._lock:
             over = self._down & {"", kind.bucket}
             self._down -= over
             for (name, where), cause in list(self._told.items()):
-                if cause.scope is Scope.EVERYTHING or where == kind.bucket:
+                if cause.scope is FailureScope.EVERYTHING or where == kind.bucket:
                     del self._told[name, where]
         if over:
             left = pending()

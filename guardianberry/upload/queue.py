@@ -34,7 +34,7 @@ class UnfitError(Exception):
 
 
 @dataclass(frozen=True)
-class Kind:
+class MediaType:
     """Images or videos: where they wait and where they go."""
 
     word: str
@@ -45,19 +45,19 @@ class Kind:
     content_type: str
 
 
-def image_kind(folder: Path, bucket: str) -> Kind:
-    return Kind("image", folder, bucket, ImageName, ".jpg", "image/jpeg")
+def image_media_type(folder: Path, bucket: str) -> MediaType:
+    return MediaType("image", folder, bucket, ImageName, ".jpg", "image/jpeg")
 
 
-def video_kind(folder: Path, bucket: str) -> Kind:
-    return Kind("video", folder, bucket, VideoName, ".mp4", "video/mp4")
+def video_media_type(folder: Path, bucket: str) -> MediaType:
+    return MediaType("video", folder, bucket, VideoName, ".mp4", "video/mp4")
 
 
 @dataclass(frozen=True)
-class Waiting:
+class QueuedFile:
     """A file whose name is an event's."""
 
-    kind: Kind
+    kind: MediaType
     file_name: str
     name: ImageName | VideoName
 
@@ -66,7 +66,7 @@ class Waiting:
         return self.kind.folder / self.file_name
 
 
-def list_waiting(kind: Kind) -> tuple[list[Waiting], list[str]]:
+def list_queued(kind: MediaType) -> tuple[list[QueuedFile], list[str]]:
     """The event files of the folder, oldest event first, and the names that are no event's. Raises OSError.
 
     Names that begin with a dot belong to somebody who is still busy with them and are in neither list.
@@ -77,7 +77,7 @@ def list_waiting(kind: Kind) -> tuple[list[Waiting], list[str]]:
             continue
         name = parse(file_name)
         if isinstance(name, kind.name_type):
-            waiting.append(Waiting(kind, file_name, name))
+            waiting.append(QueuedFile(kind, file_name, name))
         else:
             odd.append(file_name)
     waiting.sort(key=lambda file: (file.name.recording_start_time, file.file_name))
@@ -126,7 +126,7 @@ class Body:
 class OpenFile:
     """A waiting file, opened and found fit. Use it as a context manager."""
 
-    def __init__(self, waiting: Waiting) -> None:
+    def __init__(self, waiting: QueuedFile) -> None:
         """Raises FileNotFoundError when it is gone meanwhile, UnfitError when it is not to be uploaded."""
         self.waiting = waiting
         self._descriptor = _open(waiting.path)
@@ -237,7 +237,7 @@ def _is_playable_mp4(descriptor: int, size_bytes: int) -> bool:
     return {b"moov", b"mdat"} <= seen
 
 
-def metadata(waiting: Waiting, common: dict[str, str]) -> dict[str, str]:
+def metadata(waiting: QueuedFile, common: dict[str, str]) -> dict[str, str]:
     """The object's metadata: `common`, and what the file's name says."""
     fields = {field: str(value) for field, value in dataclasses.asdict(waiting.name).items()}
     if isinstance(waiting.name, VideoName):

@@ -32,7 +32,7 @@ from guardianberry.upload.errors import (
     NOT_S3,
     PLAIN_HTTP,
     UNSUPPORTED,
-    RefusedError,
+    UploadError,
     cause_of_answer,
     cause_of_exception,
     status_and_code,
@@ -96,14 +96,14 @@ class S3:
     def prepare(self) -> None:
         """Make the client, which takes a Pi a second or two that the first alert should not wait for.
 
-        Raises RefusedError; connects to nothing.
+        Raises UploadError; connects to nothing.
         """
         self._ready_client()
 
     def put(
         self, bucket: str, key: str, body: Body, *, crc32_base64: str, content_type: str, metadata: Mapping[str, str]
     ) -> bool:
-        """Store `body` as one object; False when it is already there. Raises RefusedError, or what `body` raises.
+        """Store `body` as one object; False when it is already there. Raises UploadError, or what `body` raises.
 
         Either way of returning means that S3 has confirmed the object.
         """
@@ -118,7 +118,7 @@ class S3:
                 log.info("this S3 server knows no conditional writes; going on without them")
                 self._condition = {}
         if stored is None:
-            raise RefusedError(UNSUPPORTED, "HTTP 501")
+            raise UploadError(UNSUPPORTED, "HTTP 501")
         return stored
 
     def _put_once(self, client: Any, **asked: Any) -> bool | None:
@@ -137,15 +137,15 @@ class S3:
             if error.operation_name != "PutObject":  # an assumed role was refused, before S3 was asked anything
                 cause = CREDENTIALS_UNREADABLE
             self._distrusted = self._distrusted or not cause.passes
-            raise RefusedError(cause, f"HTTP {status} {code}") from error
+            raise UploadError(cause, f"HTTP {status} {code}") from error
         except (botocore.exceptions.BotoCoreError, botocore.parsers.ResponseParserError) as error:
             if body.error is not None:  # the disk failed, not the network
                 raise body.error from error
             cause, detail = cause_of_exception(error)
             self._distrusted = self._distrusted or not cause.passes
-            raise RefusedError(cause, detail) from error
+            raise UploadError(cause, detail) from error
         if not answer.get("ETag"):  # a page that says "log in to this Wi-Fi" is a 200 too
-            raise RefusedError(NOT_S3, "HTTP 200 without an ETag")
+            raise UploadError(NOT_S3, "HTTP 200 without an ETag")
         return True
 
     def _ready_client(self) -> Any:
@@ -157,11 +157,11 @@ class S3:
                 # Renewed here if need be, and not while a request is signed, where the error would be taken for S3's.
                 self._credentials.get_frozen_credentials()
             except botocore.exceptions.BotoCoreError as error:
-                raise RefusedError(*cause_of_exception(error)) from error
+                raise UploadError(*cause_of_exception(error)) from error
             except botocore.exceptions.ClientError as error:  # of the service that hands a role's credentials out
-                raise RefusedError(CREDENTIALS_UNREADABLE, status_and_code(error)[1]) from error
+                raise UploadError(CREDENTIALS_UNREADABLE, status_and_code(error)[1]) from error
             except (OSError, ValueError, RuntimeError) as error:  # a credential_process: not there, no JSON, old keys
-                raise RefusedError(CREDENTIALS_UNREADABLE, type(error).__name__) from error
+                raise UploadError(CREDENTIALS_UNREADABLE, type(error).__name__) from error
             return self._client
 
     def _make_client(self) -> None:
@@ -173,7 +173,7 @@ class S3:
         credentials = core.get_credentials()
         if credentials is None:
             self._client = None
-            raise RefusedError(NO_CREDENTIALS)
+            raise UploadError(NO_CREDENTIALS)
         made_of = (credentials.get_frozen_credentials(), core.full_config)
         if self._client is not None and made_of == self._made_of:
             return
@@ -185,10 +185,10 @@ class S3:
         try:
             client = boto3.session.Session(botocore_session=core).client("s3", config=config)
         except ValueError as error:  # an endpoint that is no URL; its text may hold a password
-            raise RefusedError(BAD_SET_UP, "the endpoint is not a URL") from error
+            raise UploadError(BAD_SET_UP, "the endpoint is not a URL") from error
         url = urlsplit(client.meta.endpoint_url)
         if url.scheme != "https" and not _is_loopback(url.hostname or ""):
-            raise RefusedError(PLAIN_HTTP)
+            raise UploadError(PLAIN_HTTP)
         client.meta.events.register("before-send.s3.PutObject", _sender(core))
         self._client, self._credentials, self._made_of = client, credentials, made_of
 

@@ -18,18 +18,18 @@ from typing import NamedTuple
 
 from guardianberry.filenames import ImageName, parse
 from guardianberry.upload.backlog import SET_ASIDE_S, Backlog
-from guardianberry.upload.errors import Interrupted, RefusedError, Scope
-from guardianberry.upload.lanes import Backoff, Gate, Pending, Troubles
+from guardianberry.upload.errors import FailureScope, Interrupted, UploadError
+from guardianberry.upload.lanes import Backoff, Gate, Pending, UploadErrorLog
 from guardianberry.upload.queue import (
     Identity,
-    Kind,
+    MediaType,
     OpenFile,
+    QueuedFile,
     UnfitError,
-    Waiting,
     header_value,
-    image_kind,
+    image_media_type,
     metadata,
-    video_kind,
+    video_media_type,
 )
 from guardianberry.upload.s3 import S3
 
@@ -76,15 +76,15 @@ class Uploader:
         wall_clock: Callable[[], float] = time.time,
         pause: Callable[[threading.Event, float], object] = threading.Event.wait,
     ) -> None:
-        self._images = image_kind(images_folder, images_bucket)
-        self._videos = video_kind(videos_folder, videos_bucket)
+        self._images = image_media_type(images_folder, images_bucket)
+        self._videos = video_media_type(videos_folder, videos_bucket)
         self._serial = header_value(rpi_serial_no)
         self._video_metadata = {name: header_value(value) for name, value in video_metadata.items()}
         self._may_upload = may_upload
         self._clock, self._wall_clock, self._pause = clock, wall_clock, pause
         self._backlog = Backlog(self._images, self._videos, clock)
         self._s3 = S3(server_side_encryption=server_side_encryption)
-        self._gate, self._backoff, self._troubles = Gate(), Backoff(), Troubles()
+        self._gate, self._backoff, self._troubles = Gate(), Backoff(), UploadErrorLog()
         self._stopped, self._wake = threading.Event(), threading.Event()
         self._sweeper = threading.Thread(target=self._run, name="sweep", daemon=True)
         self._lock = threading.Lock()  # guards what follows
@@ -117,7 +117,7 @@ class Uploader:
             has_room = len(self._alert_threads) < _MOST_ALERT_THREADS
             if isinstance(name, ImageName) and has_room and identity not in self._claims:
                 self._claims.add(identity)  # already now, so that the sweep does not take it for one of its own
-                alert = (Waiting(self._images, path.name, name), identity)
+                alert = (QueuedFile(self._images, path.name, name), identity)
                 thread = threading.Thread(target=self._run_alert, args=alert, name="alert", daemon=True)
                 self._alert_threads.append(thread)
                 thread.start()
@@ -148,7 +148,7 @@ class Uploader:
 
     # The alert lane
 
-    def _run_alert(self, waiting: Waiting, claimed: Identity) -> None:
+    def _run_alert(self, waiting: QueuedFile, claimed: Identity) -> None:
         try:
             for pause_s in _ALERT_PAUSES_S:
                 if self._stopped.wait(pause_s) or not self._may_upload() or self._alert_is_over(waiting, claimed):
@@ -162,11 +162,11 @@ class Uploader:
                 self._claims.discard(claimed)
         self.sweep_soon()
 
-    def _alert_is_over(self, waiting: Waiting, claimed: Identity) -> bool:
+    def _alert_is_over(self, waiting: QueuedFile, claimed: Identity) -> bool:
         try:
             with self._gate.alert():
                 self._send(waiting, before_block=lambda: None, claimed=claimed)
-        except RefusedError as refused:
+        except UploadError as refused:
             return not refused.cause.passes
         return True
 
@@ -188,7 +188,7 @@ class Uploader:
     def _prepare(self) -> None:
         try:
             self._s3.prepare()
-        except RefusedError as refused:  # a novice hears of missing credentials before the first event
+        except UploadError as refused:  # a novice hears of missing credentials before the first event
             self._troubles.refused(self._images, refused)
         except Exception:
             log.exception("S3 cannot be prepared; it is tried again at the first upload")
@@ -196,7 +196,7 @@ class Uploader:
     def _sweep(self) -> float:
         """Offer every waiting file to S3 once; how long to wait for the next sweep."""
         failed, in_a_row = False, 0
-        closed: set[Kind] = set()
+        closed: set[MediaType] = set()
         for waiting in self._backlog.queue(closed, self._wake):
             if not self._may_upload():
                 return _CLOCK_PAUSE_S
@@ -204,13 +204,13 @@ class Uploader:
             try:
                 if self._send(waiting, before_block=self._gate.wait_for_alerts):
                     in_a_row = 0
-            except RefusedError as refused:
+            except UploadError as refused:
                 scope = refused.cause.scope
                 in_a_row += 1
-                failed = failed or scope is not Scope.FILE_FOR_LONG
-                if scope is Scope.EVERYTHING:
+                failed = failed or scope is not FailureScope.FILE_FOR_LONG
+                if scope is FailureScope.EVERYTHING:
                     break
-                if scope is Scope.BUCKET or in_a_row > _MOST_SUSPECTS:
+                if scope is FailureScope.BUCKET or in_a_row > _MOST_SUSPECTS:
                     self._troubles.nothing_goes(waiting.kind)
                     closed.add(waiting.kind)
                     failed, in_a_row = True, 0
@@ -224,8 +224,8 @@ class Uploader:
 
     # One file, from either lane
 
-    def _send(self, waiting: Waiting, *, before_block: Callable[[], None], claimed: Identity | None = None) -> bool:
-        """True: S3 has the file. False: it is gone, unfit, or in the other lane's hands. Raises RefusedError."""
+    def _send(self, waiting: QueuedFile, *, before_block: Callable[[], None], claimed: Identity | None = None) -> bool:
+        """True: S3 has the file. False: it is gone, unfit, or in the other lane's hands. Raises UploadError."""
         try:
             with OpenFile(waiting) as file, self._claim(file, claimed) as mine:
                 if mine:
@@ -237,7 +237,7 @@ class Uploader:
             self._backlog.report(waiting, str(error))
         except OSError as error:
             self._backlog.report(waiting, f"it cannot be read: {error.strerror or error}")
-        except RefusedError as refused:
+        except UploadError as refused:
             self._note_refusal(waiting, refused)
             raise
         return False
@@ -328,14 +328,14 @@ class Uploader:
         )
         self._troubles.went_through(kind, self._backlog.pending)
 
-    def _note_refusal(self, waiting: Waiting, refused: RefusedError) -> None:
+    def _note_refusal(self, waiting: QueuedFile, refused: UploadError) -> None:
         if self._stopped.is_set():
             raise Interrupted from refused
         with self._lock:
             self._counters = self._counters._replace(failed_tries=self._counters.failed_tries + 1)
         log.debug("%s %s: %s", waiting.kind.word, waiting.file_name, refused)
         scope = refused.cause.scope
-        if scope is Scope.FILE_FOR_LONG:
+        if scope is FailureScope.FILE_FOR_LONG:
             self._backlog.set_aside(waiting, str(refused))
             return
         self._troubles.refused(waiting.kind, refused)
