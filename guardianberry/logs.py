@@ -1,16 +1,43 @@
-"""Log lines for people: each one begins as a line of ours does, whatever stands in it, and suits the journal."""
+"""Log lines for people and for the journal: no line can look like another entry, and no fault is logged twice."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
+_MAX_CAUSES = 1000
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _MORE = "    | "  # begins every further line of an entry, which for the rest only tracebacks have
 # What systemd's journal takes for the priority of a line (sd-daemon(3)).
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7))
+
+
+class OncePerCause:
+    """Tells whether a fault has been logged already, so that one that lasts for days is one line. For any thread.
+
+    A cause is whatever tells the faults apart: a word, or a tuple. The last 1,000 are remembered.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._repeats: dict[Hashable, int] = {}
+
+    def is_new(self, cause: Hashable) -> bool:
+        """True at the first call with this cause, and at the first one after `forget`."""
+        with self._lock:
+            self._repeats[cause] = self._repeats.get(cause, -1) + 1
+            if len(self._repeats) > _MAX_CAUSES:
+                del self._repeats[next(iter(self._repeats))]
+            return self._repeats.get(cause) == 0
+
+    def forget(self, is_over: Callable[[Any], bool] = lambda cause: True) -> int:
+        """Forget the causes that are over (by default all); returns how many repetitions of them were not logged."""
+        with self._lock:
+            return sum(self._repeats.pop(cause) for cause in [cause for cause in self._repeats if is_over(cause)])
 
 
 class LineFormatter(logging.Formatter):

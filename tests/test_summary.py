@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardianberry.logs import JournalFormatter, LineFormatter, formatter
+from guardianberry.logs import JournalFormatter, LineFormatter, OncePerCause, formatter
 from guardianberry.summary import DAY_S, DailySummary, Tally, summary
 from guardianberry.upload.lanes import Pending
 from guardianberry.upload.uploader import Counters
@@ -85,6 +85,25 @@ def test_a_disk_that_does_not_answer_costs_no_line(tmp_path: Path, caplog: pytes
 
 
 # The lines
+
+
+def test_a_fault_is_new_once_until_it_is_over() -> None:
+    faults = OncePerCause()
+    causes = ("stalled", "stalled", ("bucket", 1), "stalled", ("bucket", 1))
+    assert [faults.is_new(cause) for cause in causes] == [True, False, True, False, False]
+    assert faults.forget(lambda cause: cause == "stalled") == 2, "the repetitions that were not logged"
+    assert faults.is_new("stalled")
+    assert not faults.is_new(("bucket", 1)), "another fault goes on"
+    assert faults.forget() == 2
+
+
+def test_faults_without_end_take_no_memory_without_end() -> None:
+    faults = OncePerCause()
+    for number in range(5000):
+        faults.is_new(number)
+    forgotten: list[object] = []
+    faults.forget(lambda cause: forgotten.append(cause) is None)
+    assert forgotten == list(range(4000, 5000))
 
 
 def entry(text: str, level: int = logging.INFO, exception: BaseException | None = None) -> logging.LogRecord:
