@@ -22,6 +22,7 @@ from guardianberry.filenames import (
     free_path,
     parse_open,
 )
+from guardianberry.files import fsync_path
 from guardianberry.recording.mp4 import (
     READ_ERRORS,
     WRITE_ERRORS,
@@ -29,7 +30,6 @@ from guardianberry.recording.mp4 import (
     Unit,
     close_killed_file,
     cut_to_whole_fragments,
-    fsync_path,
 )
 from guardianberry.recording.recorder import EventFacts, Stop
 

@@ -7,8 +7,8 @@ as one of WRITE_ERRORS.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import struct
 from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +18,8 @@ import av.error
 from av.container import InputContainer
 
 from guardianberry.filenames import PART_PREFIX
+from guardianberry.files import fsync_path
+from guardianberry.mp4_boxes import read_boxes
 
 WRITE_ERRORS = (OSError, av.error.FFmpegError)
 READ_ERRORS = (*WRITE_ERRORS, ValueError)  # PyAV's, for text that is none and streams that are no video
@@ -140,19 +142,15 @@ def cut_to_whole_fragments(path: Path, *, frame_rate_fps: float) -> float:
 
     Needs no room itself.
     """
-    size_bytes = path.stat().st_size
-    end = whole_end = 0
+    whole_end_bytes = 0
     with path.open("r+b") as file:
-        while len(header := file.read(8)) == 8:
-            box_bytes, kind = struct.unpack(">I4s", header)
-            end += box_bytes
-            if box_bytes < 8 or end > size_bytes:
-                break
-            if kind != b"moof":  # its mdat follows
-                whole_end = end
-            file.seek(end)
-        if whole_end:
-            file.truncate(whole_end)
+        size_bytes = os.fstat(file.fileno()).st_size
+        with contextlib.suppress(ValueError):
+            for box in read_boxes(file.fileno(), size_bytes):
+                if box.name != b"moof" and box.end_bytes <= size_bytes:  # the media of a moof follows it
+                    whole_end_bytes = box.end_bytes
+        if whole_end_bytes:
+            file.truncate(whole_end_bytes)
     with _open_mp4(path) as container:
         return max((_end_s(packet, frame_rate_fps) for packet in container.demux(video=0)), default=0.0)
 
@@ -168,12 +166,3 @@ def _end_s(packet: av.Packet, frame_rate_fps: float) -> float:
         return 0.0
     duration_s = float((packet.duration or 0) * packet.time_base) or 1 / frame_rate_fps
     return float(packet.dts * packet.time_base) + duration_s
-
-
-def fsync_path(path: Path) -> None:
-    """Ask the disk to have the file, or the names in the folder, by now."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

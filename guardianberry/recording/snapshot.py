@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +9,7 @@ import cv2
 import numpy as np
 
 from guardianberry.detection.detector import Person
-from guardianberry.filenames import PART_PREFIX
-from guardianberry.recording.mp4 import fsync_path
+from guardianberry.files import write_atomically
 
 _BOX_COLOUR_BGR = (0, 0, 255)
 _TEXT_COLOUR_BGR = (255, 255, 255)
@@ -74,13 +72,4 @@ def save_alert_image(path: Path, frame_bgr: np.ndarray, people: Sequence[Person]
     encoded, jpeg = cv2.imencode(".jpg", draw_people(frame_bgr, people), [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])
     if not encoded:
         raise OSError("OpenCV could not encode the picture as JPEG")
-    part = path.with_name(PART_PREFIX + path.name)
-    try:
-        with part.open("wb") as file:
-            file.write(jpeg.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(path)
-        fsync_path(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
+    write_atomically(path, jpeg.tobytes())

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guardianberry.filenames import ImageName, VideoName, parse
+from guardianberry.mp4_boxes import read_boxes
 
 _BLOCK_BYTES = 16 * 1024  # what is sent in one go: 0.4 s of a 300 kbit/s uplink
 _HASH_BLOCK_BYTES = 1024 * 1024
 _MAX_OBJECT_BYTES = 5 * 1024**3  # S3 takes no more in one PutObject
-_MAX_BOXES = 200_000  # a fragment of two boxes per frame for 20 s is 1,200
 _KEY_NAMESPACE = uuid.UUID("4f0ed20b-7f0a-4a8e-9b6c-51d9ab1d5b8a")  # random; a change of it would change every key
 
 # Device and inode: the same for the same file whatever its name, different for any other file that exists now.
@@ -217,24 +217,15 @@ def _is_whole_jpeg(descriptor: int, size_bytes: int) -> bool:
 
 def _is_playable_mp4(descriptor: int, size_bytes: int) -> bool:
     """`ftyp` first, a whole `moov`, and media. Only a fragmented file may end in the middle of a box."""
-    offset = 0
-    seen: set[bytes] = set()
-    for _ in range(_MAX_BOXES):
-        header = os.pread(descriptor, 16, offset)
-        if len(header) < 8:
-            break
-        length, box = int.from_bytes(header[:4]), header[4:8]
-        if length == 1 and len(header) == 16:
-            length = int.from_bytes(header[8:16])
-        elif length == 0:
-            length = size_bytes - offset
-        if length < 8 or (offset == 0 and box != b"ftyp"):
-            return False
-        if offset + length > size_bytes:
-            return {b"moov", b"mdat", b"moof"} <= seen
-        seen.add(box)
-        offset += length
-    return {b"moov", b"mdat"} <= seen
+    names: list[bytes] = []
+    try:
+        for box in read_boxes(descriptor, size_bytes):
+            if box.end_bytes > size_bytes:
+                return names[:1] == [b"ftyp"] and {b"moov", b"mdat", b"moof"} <= set(names)
+            names.append(box.name)
+    except ValueError:
+        return False
+    return names[:1] == [b"ftyp"] and {b"moov", b"mdat"} <= set(names)
 
 
 def metadata(waiting: QueuedFile, common: dict[str, str]) -> dict[str, str]:
