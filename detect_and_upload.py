@@ -130,7 +130,6 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
         jpeg_quality=JPEG_QUALITY,
     )
     recorder = Recorder(
-        max_recording_duration_s=MAX_RECORDING_DURATION_S,
         min_gap_between_video_start_s=DEMO_GAP_S if demo else MIN_GAP_BETWEEN_VIDEO_START_S,
         person_gone_after_s=PERSON_GONE_AFTER_S,
         detections_to_start=DETECTIONS_TO_START,
@@ -180,7 +179,7 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
         log.debug("frame %d: %d person(s), %.0f ms", frame.number, len(people), detector.last_ms)
 
         # Decide
-        action = recorder.step(inference, clip_start_s=camera.clip_start_s())
+        action = recorder.step(inference)
 
         # Act
         if isinstance(action, Start):

@@ -36,7 +36,7 @@ from tests.s3_server import S3Server, environment
 
 FOOTAGE_FRAMES = 300
 VISITS = (53, 216)  # frames of scene.mp4 in which a person comes into view
-SLACK_S = 2.0  # between a visit's first frame and its event: the person is half in the picture, and labels are rounded
+SLACK_S = 2.0  # between a visit's first frame and its event: the person is half in the picture; event ids are rounded
 CONSTANTS = {
     "MAX_RECORDING_DURATION_S": 10,
     "MIN_GAP_BETWEEN_VIDEO_START_S": 10,
@@ -212,7 +212,7 @@ class Endurance:
     def _judge(self) -> None:
         wrong = self.report.wrong
         wrong += [f"left behind: {name}" for name in self._daemon.pending()]
-        labels = [int(label) for label in re.findall(r"event (\d+):", self._daemon.log)]
+        event_ids = [int(event_id) for event_id in re.findall(r"event (\d+):", self._daemon.log)]
         images, clips = (
             Counter(
                 int(stored.metadata["recording_start_time"]) for stored in self._s3.objects(bucket, with_body=False)
@@ -220,13 +220,13 @@ class Endurance:
             for bucket in (self._buckets["IMAGES_BUCKET"], self._buckets["VIDEOS_BUCKET"])
         )
         wrong += [
-            f"{images[n]} images, {clips[n]} clips of event {n}" for n in labels if (images[n], clips[n]) != (1, 1)
+            f"{images[n]} images, {clips[n]} clips of event {n}" for n in event_ids if (images[n], clips[n]) != (1, 1)
         ]
         wrong += [
-            f"objects of no event: {sorted(strange)}" for strange in [(images + clips).keys() - labels] if strange
+            f"objects of no event: {sorted(strange)}" for strange in [(images + clips).keys() - event_ids] if strange
         ]
-        self.report.events, self.report.clips = len(labels), sum(clips.values())
-        self._judge_visits(labels)
+        self.report.events, self.report.clips = len(event_ids), sum(clips.values())
+        self._judge_visits(event_ids)
         self._judge_clips()
         wrong += [f"more {field} at rest at the end" for field in ("threads", "files") if self._grew(field)]
         if "relaunch" in self._daemon.log:
@@ -236,21 +236,21 @@ class Endurance:
         first, last = self.report.at_rest(field)
         return last > first
 
-    def _judge_visits(self, labels: Sequence[int]) -> None:
+    def _judge_visits(self, event_ids: Sequence[int]) -> None:
         """Each visit must have its event; those that began within the last seconds may."""
         lines = (self.folder / "camera.jsonl").read_text(encoding="utf-8").splitlines()
         sent = [entry for entry in map(json.loads, lines) if "number" in entry]
-        left = list(labels)
+        left = list(event_ids)
         for entry in sent:
             if entry["source_s"] not in VISITS:
                 continue
-            own = [label for label in left if -SLACK_S <= label - entry["wall_s"] <= SLACK_S]
-            left = [label for label in left if label not in own]
+            own = [event_id for event_id in left if -SLACK_S <= event_id - entry["wall_s"] <= SLACK_S]
+            left = [event_id for event_id in left if event_id not in own]
             is_complete = sent[-1]["wall_s"] - entry["wall_s"] > SLACK_S
             self.report.expected += is_complete or bool(own)
             if is_complete and len(own) != 1:
                 self.report.wrong.append(f"{len(own)} events of the visit at {entry['wall_s']:.0f}")
-        self.report.wrong += [f"event {label} without a visit" for label in left]
+        self.report.wrong += [f"event {event_id} without a visit" for event_id in left]
 
     def _judge_clips(self) -> None:
         client, bucket = self._s3.client(), self._buckets["VIDEOS_BUCKET"]

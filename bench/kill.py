@@ -61,7 +61,7 @@ class Kill:
     at_s: float  # monotonic
     found: list[str]  # what was under way, by the files that were left and the log
     orphans: int
-    open_event: int | None  # label of the event whose clip was being written
+    open_event: int | None  # id of the event whose clip was being written
 
 
 @dataclasses.dataclass
@@ -206,10 +206,12 @@ class Lane:
         self.tally.kills.append(Kill(aim, at_s, found, self._orphans(), open_event))
 
     def _what_was_under_way(self) -> tuple[list[str], int | None]:
-        labels = re.findall(r"event (\d+):", self._log)
+        event_ids = re.findall(r"event (\d+):", self._log)
         stopped = "recording stopped" in self._log.rpartition("event ")[2]
         videos = self.folder / "videos"
-        clips = [videos / name for name in self._names("videos", ".open-") if labels and f"-{labels[-1]}-" in name]
+        clips = [
+            videos / name for name in self._names("videos", ".open-") if event_ids and f"-{event_ids[-1]}-" in name
+        ]
         parts, began = self._names("videos", ".part-"), self._camera_log_bytes() > self._camera_log_start
         found = {
             "starting": not began,
@@ -222,7 +224,7 @@ class Lane:
             "with a clip to upload": bool(self._names("videos", "1")),
         }
         what = [name for name, is_so in found.items() if is_so] or ["idle"]
-        return what, int(labels[-1]) if labels and not stopped else None
+        return what, int(event_ids[-1]) if event_ids and not stopped else None
 
     def _orphans(self) -> int:
         """Cameras of this lane that are still there two seconds later."""
@@ -255,28 +257,31 @@ class Lane:
         """Fill in the tally from the log, the bucket, the folder and the camera's own log."""
         tally, sent = self.tally, self._sent()
         tally.wrong += [f"{self.folder.name}: left behind: {name}" for name in self.daemon.pending()]
-        labels = [int(label) for label in re.findall(r"event (\d+):", self.daemon.log)]
-        tally.wrong += [f"event {label} is there twice" for label, count in Counter(labels).items() if count > 1]
+        event_ids = [int(event_id) for event_id in re.findall(r"event (\d+):", self.daemon.log)]
+        tally.wrong += [
+            f"event {event_id} is there twice" for event_id, count in Counter(event_ids).items() if count > 1
+        ]
         images = self._by_event(self._buckets["IMAGES_BUCKET"], "image")
         clips = self._by_event(self._buckets["VIDEOS_BUCKET"], "clip")
-        tally.events, tally.images, tally.clips = len(labels), len(images), len(clips)
-        tally.unlogged_images, tally.unlogged_clips = len(images.keys() - labels), len(clips.keys() - labels)
-        tally.wrong += [f"event {label} has no image" for label in labels if label not in images]
-        tally.wrong += [f"event {label} has no clip" for label in labels if label not in clips]
-        tally.wrong += [f"clip {label} has no image" for label in clips if label not in images]
+        tally.events, tally.images, tally.clips = len(event_ids), len(images), len(clips)
+        tally.unlogged_images, tally.unlogged_clips = len(images.keys() - event_ids), len(clips.keys() - event_ids)
+        tally.wrong += [f"event {event_id} has no image" for event_id in event_ids if event_id not in images]
+        tally.wrong += [f"event {event_id} has no clip" for event_id in event_ids if event_id not in clips]
+        tally.wrong += [f"clip {event_id} has no image" for event_id in clips if event_id not in images]
         tally.wrong += [
-            f"image {label} has no event and no kill" for label in list(images.keys() - labels)[len(tally.kills) :]
+            f"image {event_id} has no event and no kill"
+            for event_id in list(images.keys() - event_ids)[len(tally.kills) :]
         ]
-        for label, clip in clips.items():
-            self._judge_clip(label, clip, pictures, sent)
+        for event_id, clip in clips.items():
+            self._judge_clip(event_id, clip, pictures, sent)
 
     def _by_event(self, bucket: str, word: str) -> dict[int, StoredObject]:
         found: dict[int, StoredObject] = {}
         for stored in self._s3.objects(bucket):
-            label = int(stored.metadata["recording_start_time"])
-            if label in found:
-                self.tally.wrong.append(f"event {label} has two {word}s")
-            found[label] = stored
+            event_id = int(stored.metadata["recording_start_time"])
+            if event_id in found:
+                self.tally.wrong.append(f"event {event_id} has two {word}s")
+            found[event_id] = stored
         return found
 
     def _sent(self) -> list[dict[str, Any]]:
@@ -285,7 +290,7 @@ class Lane:
         return [entry for entry in map(json.loads, lines) if "number" in entry]
 
     def _judge_clip(
-        self, label: int, clip: StoredObject, pictures: Sequence[bytes], sent: list[dict[str, Any]]
+        self, event_id: int, clip: StoredObject, pictures: Sequence[bytes], sent: list[dict[str, Any]]
     ) -> None:
         path = self.folder / clip.key
         path.write_bytes(clip.body)
@@ -293,20 +298,22 @@ class Lane:
             frames, duration_s, first_is_key = decode(path)
             shown = pictures_in(path, pictures)
         except (OSError, ValueError, av.error.FFmpegError) as error:
-            self.tally.wrong.append(f"clip {label} does not decode: {error}")
+            self.tally.wrong.append(f"clip {event_id} does not decode: {error}")
             return
         path.unlink()
         self.tally.frames += frames
         steps = {(b - a) % len(pictures) for a, b in itertools.pairwise(shown)}
         if not first_is_key or len(shown) != frames or steps - {1}:
-            self.tally.wrong.append(f"clip {label} has not the pictures that were sent, one after the other: {shown}")
+            self.tally.wrong.append(
+                f"clip {event_id} has not the pictures that were sent, one after the other: {shown}"
+            )
         if clip.metadata["duration"] != str(min(round(duration_s), CONSTANTS["MAX_RECORDING_DURATION_S"])):
-            self.tally.wrong.append(f"clip {label} lasts {duration_s:.2f} s and says {clip.metadata['duration']}")
+            self.tally.wrong.append(f"clip {event_id} lasts {duration_s:.2f} s and says {clip.metadata['duration']}")
         for kill in self.tally.kills:
-            if kill.open_event == label:
-                self._judge_loss(label, kill, shown, sent)
+            if kill.open_event == event_id:
+                self._judge_loss(event_id, kill, shown, sent)
 
-    def _judge_loss(self, label: int, kill: Kill, shown: list[int], sent: list[dict[str, Any]]) -> None:
+    def _judge_loss(self, event_id: int, kill: Kill, shown: list[int], sent: list[dict[str, Any]]) -> None:
         """From the sending of the clip's last picture to the kill."""
         last = [
             entry
@@ -315,13 +322,13 @@ class Lane:
             and 0 <= kill.at_s - entry["monotonic_s"] < len(shown) / FRAME_RATE_FPS + 5
         ]
         if not last:
-            self.tally.wrong.append(f"clip {label}: its last picture was not sent before the kill")
+            self.tally.wrong.append(f"clip {event_id}: its last picture was not sent before the kill")
             return
         lost_s = kill.at_s - last[-1]["monotonic_s"]
         self.tally.clips_killed += 1
         self.tally.lost_s.append(lost_s)
         if lost_s > MOST_LOST_S:
-            self.tally.wrong.append(f"clip {label} ends {lost_s:.2f} s before the kill")
+            self.tally.wrong.append(f"clip {event_id} ends {lost_s:.2f} s before the kill")
 
 
 def kill_often(folder: Path, models: Path, *, kills: int, lanes: int, seed: int, at_most_s: float = 1e9) -> Tally:

@@ -105,7 +105,6 @@ def play(
 ) -> Outcome:
     """The daemon's loop over a video, through the gate or (None) looking at every frame. Each start counts: no gap."""
     recorder = Recorder(
-        max_recording_duration_s=script.MAX_RECORDING_DURATION_S,
         min_gap_between_video_start_s=0,
         person_gone_after_s=script.PERSON_GONE_AFTER_S,
         detections_to_start=needed,
@@ -118,7 +117,9 @@ def play(
         if gate is not None and not gate.needs_look(frame.luma(), time_s, attentive=attentive):
             continue
         looks += 1
-        action = recorder.step(Inference(time_s, confidences), clip_start_s=time_s)
+        action = recorder.step(Inference(time_s, confidences))
         if isinstance(action, Start):
             starts_s.append(time_s)
+        elif recorder.recording and time_s - starts_s[-1] >= script.MAX_RECORDING_DURATION_S - script.PRE_ROLL_S:
+            recorder.end(time_s, "the clip has its full length")
     return Outcome(starts_s, looks, count)

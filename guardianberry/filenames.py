@@ -6,11 +6,11 @@
 Every field is a decimal integer without sign. `recording_start_time` is Unix seconds, the same for the image and the
 video of one event; durations are seconds, confidences per cent, sizes pixels.
 
-A file that no sweep may take yet carries the same name behind a prefix that starts with a dot:
+A file that must not be uploaded yet has a prefix that starts with a dot:
 
     .held-{boot}-{monotonic_ms}-{name}  an event from before the clock was set (see clock.py)
-    .open-{name}                        a clip that is being written; the name, plain or held, tells what is known
-    .part-{anything}                    a copy or an image that is being written; worthless after a crash
+    .open-{name}                        a clip that is being written; the name, plain or held, is kept up to date
+    .part-{anything}                    a copy or an image that is being written; removed after a crash
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ImageName:
 
 @dataclass(frozen=True)
 class HeldName:
-    """An event file that waits for the clock to be set: where on the monotonic clock of which boot it was taken."""
+    """An event file that is held until the clock is set: `monotonic_ms` is the event's time since boot `boot`."""
 
     boot: str
     monotonic_ms: int
@@ -92,7 +92,7 @@ def parse(name: str) -> VideoName | ImageName | None:
 
 
 def parse_open(name: str) -> VideoName | HeldName | None:
-    """What is known of a clip that was being written; None for every other name."""
+    """The name of a clip that was being written; None for every other file name."""
     if not name.startswith(OPEN_PREFIX):
         return None
     inner = name.removeprefix(OPEN_PREFIX)
@@ -102,21 +102,21 @@ def parse_open(name: str) -> VideoName | HeldName | None:
 
 
 def parse_held(name: str) -> HeldName | None:
-    """The event file behind a held-back name; None for every other name."""
+    """The fields of a held file's name; None for every other name."""
     match = _HELD_PATTERN.fullmatch(name)
     inner = parse(match[3]) if match else None
     return HeldName(match[1], int(match[2]), inner) if match and inner else None
 
 
-def with_label(name: _Name, label: int) -> _Name:
+def with_event_id(name: _Name, event_id: int) -> _Name:
     """The same name with another start time."""
-    return dataclasses.replace(name, recording_start_time=label)
+    return dataclasses.replace(name, recording_start_time=event_id)
 
 
 def free_path(folder: Path, name: VideoName | ImageName) -> Path:
     """Where `name` can be put without replacing another event's file: itself, or with a start a few seconds later."""
     path = folder / name.encode()
     while path.exists():
-        name = with_label(name, name.recording_start_time + 1)
+        name = with_event_id(name, name.recording_start_time + 1)
         path = folder / name.encode()
     return path

@@ -99,7 +99,7 @@ class Guard:
         return logged_s - time.time() + time.monotonic()
 
     def until_recording(self) -> str:
-        """Begin a case: wait for an event that has just begun; its label."""
+        """Begin a case: wait for an event that has just begun; its event id."""
         started = len(re.findall(r"event \d+", self.daemon.log))
         self.until(lambda: len(re.findall(r"event \d+", self.daemon.log)) > started, "no event")
         self._log_start = len(self.daemon.log)
@@ -121,11 +121,11 @@ class Guard:
         first = next(entry["monotonic_s"] for entry in self.frames() if entry["pid"] == pid)
         return max(0.0, first - launched_s - ORDINARY_START_S)
 
-    def clip(self, label: str) -> tuple[Path, VideoName]:
+    def clip(self, event_id: str) -> tuple[Path, VideoName]:
         """The finished clip of an event."""
         videos = self.folder / "videos"
-        self.until(lambda: list(videos.glob(f"{label}-*.mp4")), f"the clip of event {label} is not closed")
-        (path,) = videos.glob(f"{label}-*.mp4")
+        self.until(lambda: list(videos.glob(f"{event_id}-*.mp4")), f"the clip of event {event_id} is not closed")
+        (path,) = videos.glob(f"{event_id}-*.mp4")
         name = parse(path.name)
         assert isinstance(name, VideoName)
         return path, name
@@ -144,7 +144,7 @@ def guard(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gu
         yield guard
 
 
-def hold_to_the_promise(guard: Guard, label: str, *, broken_s: float, back_s: float) -> None:
+def hold_to_the_promise(guard: Guard, event_id: str, *, broken_s: float, back_s: float) -> None:
     """Video is back, the clip was kept, nothing is left behind, the count is right."""
     recovered_s = guard.until_logged(r"camera is back: video from .*, relaunch \d+")
     took_s = recovered_s - back_s - guard.slow_start_s()
@@ -155,12 +155,12 @@ def hold_to_the_promise(guard: Guard, label: str, *, broken_s: float, back_s: fl
     assert camera.pid == guard.launches()[-1][0]
     assert camera.status() != psutil.STATUS_ZOMBIE
 
-    path, name = guard.clip(label)
+    path, name = guard.clip(event_id)
     frames, duration_s, first_is_key = decode(path)
     assert first_is_key
     assert name.duration == round(duration_s)
-    began_s = int(label) - time.time() + time.monotonic() - EVENTS["PRE_ROLL_S"]
-    assert duration_s >= broken_s - began_s - 1.5, "video from before the fault is missing"  # the label is rounded
+    began_s = int(event_id) - time.time() + time.monotonic() - EVENTS["PRE_ROLL_S"]
+    assert duration_s >= broken_s - began_s - 1.5, "video from before the fault is missing"  # the event id is rounded
     assert frames >= 1
     assert "recording stopped: no more video from the camera" in guard.log
 
@@ -176,24 +176,24 @@ def hold_to_the_promise(guard: Guard, label: str, *, broken_s: float, back_s: fl
     ],
 )
 def test_a_broken_camera_is_replaced_and_the_clip_kept(guard: Guard, fault: str, warning: str) -> None:
-    label = guard.until_recording()
+    event_id = guard.until_recording()
     guard.control.write_text(fault)
     broken_s = time.monotonic()
-    hold_to_the_promise(guard, label, broken_s=broken_s, back_s=broken_s)
+    hold_to_the_promise(guard, event_id, broken_s=broken_s, back_s=broken_s)
     (said,) = guard.warnings()
     assert re.match(warning, said)
 
 
 @pytest.mark.slow
 def test_an_unplugged_camera_is_tried_for_with_longer_pauses_and_said_once(guard: Guard) -> None:
-    label = guard.until_recording()
+    event_id = guard.until_recording()
     guard.control.write_text("unplugged")
     broken_s = time.monotonic()
     guard.until_logged("no camera found")
     time.sleep(2 * LONGEST_PAUSE_S)
     guard.control.write_text("ok")
     back_s = time.monotonic()
-    hold_to_the_promise(guard, label, broken_s=broken_s, back_s=back_s)
+    hold_to_the_promise(guard, event_id, broken_s=broken_s, back_s=back_s)
     assert len([said for said in guard.warnings() if "no camera found" in said]) == 1
     tries_s = [at_s for _, at_s in guard.launches() if broken_s < at_s < back_s]
     assert len(tries_s) >= 2, "not tried again"
@@ -205,13 +205,13 @@ def test_an_unplugged_camera_is_tried_for_with_longer_pauses_and_said_once(guard
 
 @pytest.mark.slow
 def test_a_camera_that_libcamera_refuses_as_busy_is_waited_for_and_said_once(guard: Guard) -> None:
-    label = guard.until_recording()
+    event_id = guard.until_recording()
     guard.control.write_text("dies:5,busy")
     broken_s = time.monotonic()
     guard.until_logged("the camera is held by another program")
     guard.until(lambda: len([1 for _, at_s in guard.launches() if at_s > broken_s]) >= 3, "not tried again")
     guard.control.write_text("ok")
-    hold_to_the_promise(guard, label, broken_s=broken_s, back_s=time.monotonic())
+    hold_to_the_promise(guard, event_id, broken_s=broken_s, back_s=time.monotonic())
     assert [said.partition(";")[0].partition(" (")[0] for said in guard.warnings()] == [
         "rpicam-vid died with code 5",
         "the camera is held by another program",
@@ -220,7 +220,7 @@ def test_a_camera_that_libcamera_refuses_as_busy_is_waited_for_and_said_once(gua
 
 @pytest.mark.slow
 def test_a_camera_program_that_is_installed_later_is_found(guard: Guard) -> None:
-    label = guard.until_recording()
+    event_id = guard.until_recording()
     elsewhere = guard.folder / "not-on-path"
     guard.program.rename(elsewhere)
     guard.control.write_text("dies:3")
@@ -228,16 +228,16 @@ def test_a_camera_program_that_is_installed_later_is_found(guard: Guard) -> None
     guard.until_logged("neither rpicam-vid nor libcamera-vid found on PATH: install rpicam-apps")
     time.sleep(2)
     elsewhere.rename(guard.program)
-    hold_to_the_promise(guard, label, broken_s=broken_s, back_s=time.monotonic())
+    hold_to_the_promise(guard, event_id, broken_s=broken_s, back_s=time.monotonic())
     assert len(guard.warnings()) == 2
 
 
 @pytest.mark.slow
 def test_another_resolution_ends_the_clip_and_the_next_one_has_it(guard: Guard) -> None:
-    label = guard.until_recording()
+    event_id = guard.until_recording()
     launches = len(guard.launches())
     guard.control.write_text("resolution:320x240")
-    path, name = guard.clip(label)
+    path, name = guard.clip(event_id)
     guard.until_logged("recording stopped: the camera changed its picture to 320x240")
     assert (name.width, name.height) == (640, 480)
     decode(path)

@@ -120,15 +120,6 @@ def test_a_clip_is_never_longer_than_its_maximum(tmp_path):
     assert decode(finished[0]) == (30, pytest.approx(3.0), True)
 
 
-def test_a_change_of_size_ends_the_clip(tmp_path):
-    finished = []
-    clip = record(FakeTap(units(10) + units(10, width=640, height=480)), tmp_path, finished)
-    wait_until(lambda: clip.end_reason)
-    assert "640x480" in clip.end_reason
-    assert clip.join(10)
-    assert decode(finished[0])[0] == 10
-
-
 def test_the_stream_ends_and_the_clip_is_kept(tmp_path):
     tap, finished = FakeTap(units(15)), []
     clip = record(tap, tmp_path, finished)

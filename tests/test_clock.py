@@ -1,4 +1,4 @@
-"""Labels, waiting for the clock to be set, and events that are dated afterwards."""
+"""Event ids, waiting for the clock to be set, and events that are dated afterwards."""
 
 from pathlib import Path
 
@@ -37,51 +37,51 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_label_is_the_wall_time_of_a_moment_in_the_past():
+def test_an_event_id_is_the_wall_time_of_a_moment_in_the_past():
     time = FakeTime()
     clock = time.clock()
-    assert clock.label(990.0) == 50_990
+    assert clock.event_id(990.0) == 50_990
     time.offset_s += 3600  # the clock is set forward
-    assert clock.label(990.0) == 54_590
+    assert clock.event_id(990.0) == 54_590
 
 
-def test_a_clock_set_back_gives_no_label_twice():
+def test_a_clock_set_back_gives_no_event_id_twice():
     time = FakeTime()
     clock = time.clock()
-    labels = []
+    event_ids = []
     for _ in range(3):
         time.monotonic_s += 3600
         time.offset_s -= 3600
-        labels.append(clock.new_label(time.monotonic_s))
-    assert labels == [51_000, 51_001, 51_002]
+        event_ids.append(clock.new_event_id(time.monotonic_s))
+    assert event_ids == [51_000, 51_001, 51_002]
 
 
-def test_a_run_after_a_kill_gives_no_label_of_the_run_before():
+def test_a_run_after_a_kill_gives_no_event_id_of_the_run_before():
     """Killed once its image had been sent, and started again within the second: nothing on the disk tells of it."""
     time = FakeTime()
     killed = time.clock()
     time.monotonic_s += 10.1
-    label = killed.new_label(time.monotonic_s)
+    event_id = killed.new_event_id(time.monotonic_s)
     time.monotonic_s += 0.1
     clock = time.clock()
     time.monotonic_s += 0.2
-    assert clock.new_label(time.monotonic_s) == label + 1
+    assert clock.new_event_id(time.monotonic_s) == event_id + 1
     time.monotonic_s += 1
-    assert clock.new_label(time.monotonic_s) == label + 2, "from then on labels are true"
+    assert clock.new_event_id(time.monotonic_s) == event_id + 2, "from then on event ids are true"
 
 
 @pytest.mark.parametrize("phase_s", [0.0, 0.1, 0.3, 0.49, 0.51, 0.6, 0.8, 0.99])
 @pytest.mark.parametrize("event_after_s", [0.0, 0.15, 0.5, 0.9, 1.3])
 @pytest.mark.parametrize("restart_after_s", [0.0, 0.2, 0.45, 0.7])
-def test_runs_killed_right_after_their_first_event_never_share_a_label(phase_s, event_after_s, restart_after_s):
-    time, labels = FakeTime(), []
+def test_runs_killed_right_after_their_first_event_never_share_an_event_id(phase_s, event_after_s, restart_after_s):
+    time, event_ids = FakeTime(), []
     time.monotonic_s += phase_s
     for _ in range(5):
         clock = time.clock()
         time.monotonic_s += event_after_s
-        labels.append(clock.new_label(time.monotonic_s))
+        event_ids.append(clock.new_event_id(time.monotonic_s))
         time.monotonic_s += restart_after_s + 1e-6
-    assert labels == sorted(set(labels))
+    assert event_ids == sorted(set(event_ids))
 
 
 def test_the_first_second_of_a_run_follows_a_clock_that_is_set_back():
@@ -89,7 +89,7 @@ def test_the_first_second_of_a_run_follows_a_clock_that_is_set_back():
     clock = time.clock()
     time.monotonic_s += 10
     time.offset_s -= 7200
-    assert clock.new_label(time.monotonic_s) == 51_010 - 7200
+    assert clock.new_event_id(time.monotonic_s) == 51_010 - 7200
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_held_events_get_their_true_times_in_their_order(tmp_path):
     assert (tmp_path / "1699999860-50-640-480.jpg").read_text() == "1060.4"
 
 
-def test_image_and_clip_of_an_event_get_one_label_though_the_clock_is_set_between_them(tmp_path):
+def test_image_and_clip_of_an_event_get_one_event_id_though_the_clock_is_set_between_them(tmp_path):
     """The wait is over while the clip is being written, and NTP answers before its end."""
     time = FakeTime()
     clock = time.clock()
@@ -153,7 +153,7 @@ def test_a_held_event_never_takes_anothers_name(tmp_path):
     assert (tmp_path / "51000-50-640-480.jpg").read_text() == "taken"
 
 
-def test_an_event_held_before_a_reboot_keeps_its_label(tmp_path):
+def test_an_event_held_before_a_reboot_keeps_its_event_id(tmp_path):
     clock = FakeTime().clock()
     boot = "ffffffff" if clock.boot != "ffffffff" else "00000000"
     (tmp_path / HeldName(boot, 7, ImageName(777, 50, 640, 480)).encode()).touch()

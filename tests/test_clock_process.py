@@ -72,14 +72,14 @@ class FakedDaemon(Daemon):
 
 
 def true_times_of_events(s3: S3Server, folder: Path) -> dict[int, tuple[int, float]]:
-    """For each event in the bucket its label, with the length of its clip by name and by packets."""
+    """For each event in the bucket its event id, with the length of its clip by name and by packets."""
     images = {int(stored.metadata["recording_start_time"]) for stored in s3.objects("images")}
     found = {}
     for stored in s3.objects("videos"):
         clip = folder / stored.key
         clip.write_bytes(stored.body)
         found[int(stored.metadata["recording_start_time"])] = (int(stored.metadata["duration"]), decode(clip)[1])
-    assert set(found) == images - {LEFT_OVER.recording_start_time}, "image and clip of an event have the same label"
+    assert set(found) == images - {LEFT_OVER.recording_start_time}, "image and clip of an event have the same event id"
     return found
 
 
@@ -91,8 +91,8 @@ def test_events_from_before_the_clock_was_set_are_held_and_then_truly_dated(tmp_
         for number in (1, 2):
             daemon.wait_for_log(r"event \d+:", count=number, timeout_s=90)
             seen_s.append(time.time())
-        labels = [int(label) for label in re.findall(r"event (\d+):", daemon.log)]
-        assert all(abs(label - (true - YEARS_S)) < 30 for label, true in zip(labels, seen_s, strict=True))
+        event_ids = [int(event_id) for event_id in re.findall(r"event (\d+):", daemon.log)]
+        assert all(abs(event_id - (true - YEARS_S)) < 30 for event_id, true in zip(event_ids, seen_s, strict=True))
         daemon.wait_for_log("clip finished", count=1)
         new = set(daemon.pending()) - {f"images/{LEFT_OVER.encode()}"}
         assert all("/.held-" in name or "/.open-" in name for name in new), new
@@ -105,9 +105,9 @@ def test_events_from_before_the_clock_was_set_are_held_and_then_truly_dated(tmp_
         daemon.wait_for_log(f"image {LEFT_OVER.encode()}: uploaded")
     found = true_times_of_events(s3, tmp_path)
     # An event is logged up to a second after its first frame: two tries of the disk, on a busy machine more.
-    for label, true_s in zip(sorted(found), seen_s, strict=False):
-        assert -5 < label - true_s < 1, "the label is the true time of the event"
-    gap_s = labels[1] - labels[0]
+    for event_id, true_s in zip(sorted(found), seen_s, strict=False):
+        assert -5 < event_id - true_s < 1, "the event id is the true time of the event"
+    gap_s = event_ids[1] - event_ids[0]
     assert abs((sorted(found)[1] - sorted(found)[0]) - gap_s) <= 1
     for duration, by_packets_s in found.values():
         assert duration == round(by_packets_s) == 6, "the clip over which the clock was set is as long as the other"
@@ -123,10 +123,10 @@ def test_a_clock_that_jumps_while_recording_changes_no_length_and_loses_nothing(
         daemon.wait_for_log(r"event \d+:", count=2, timeout_s=90)
         daemon.wait_for_log("video .*: uploaded", count=2)
     found = true_times_of_events(s3, tmp_path)
-    labels = [int(label) for label in re.findall(r"event (\d+):", daemon.log)]
-    assert jump_s - 60 < labels[1] - labels[0] < jump_s + 60, "the second label does not follow the clock"
-    assert found[labels[0]][0] == 6, "the clip over which the clock jumped has not its full length"
-    assert found[labels[0]][1] == pytest.approx(6, abs=0.3)
+    event_ids = [int(event_id) for event_id in re.findall(r"event (\d+):", daemon.log)]
+    assert jump_s - 60 < event_ids[1] - event_ids[0] < jump_s + 60, "the second event id does not follow the clock"
+    assert found[event_ids[0]][0] == 6, "the clip over which the clock jumped has not its full length"
+    assert found[event_ids[0]][1] == pytest.approx(6, abs=0.3)
     assert "WARNING" not in daemon.log, "something took the jump for a fault"
     sent = [json.loads(line) for line in (tmp_path / "camera.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len({entry["pid"] for entry in sent if "pid" in entry}) == 1, "the camera was restarted"

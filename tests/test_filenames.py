@@ -16,7 +16,7 @@ from guardianberry.filenames import (
     parse,
     parse_held,
     parse_open,
-    with_label,
+    with_event_id,
 )
 
 fields = st.integers(0, 10**15 - 1)
@@ -96,6 +96,6 @@ def test_a_free_path_never_replaces_another_events_file(tmp_path: Path):
     assert starts == ["1700000000", "1700000001", "1700000002"]
 
 
-def test_with_label_changes_the_start_alone():
+def test_with_event_id_changes_the_start_alone():
     name = VideoName(1, 2, 3, 4, 5, 6, 7)
-    assert with_label(name, 99) == VideoName(99, 2, 3, 4, 5, 6, 7)
+    assert with_event_id(name, 99) == VideoName(99, 2, 3, 4, 5, 6, 7)

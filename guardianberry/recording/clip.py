@@ -1,8 +1,8 @@
 """Clips: the camera's own packets copied into MP4, readable at every instant, finished by rename.
 
-Nothing is decoded or encoded. A clip that is being written is called `.open-{name}`, and the name is kept up to date,
-so that what is known of the event survives a kill as the video does. `recover_clips` finishes at the next start what a
-kill or a power cut left behind.
+Nothing is decoded or encoded. A clip that is being written is called `.open-{name}`. The name is kept up to date, so
+that after a kill it tells what is known of the event. `recover_clips` finishes at the next start the clips that a kill
+or a power cut left open.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from guardianberry.filenames import (
     OPEN_PREFIX,
@@ -27,35 +27,27 @@ from guardianberry.recording.mp4 import (
     READ_ERRORS,
     WRITE_ERRORS,
     Mp4Writer,
-    Unit,
     close_killed_file,
     cut_to_whole_fragments,
 )
 from guardianberry.recording.recorder import EventFacts, Stop
 
+if TYPE_CHECKING:
+    from guardianberry.camera.h264 import AccessUnit
+    from guardianberry.camera.stream import Tap
+
 log = logging.getLogger(__name__)
 
-_SYNC_INTERVAL_S = 0.5  # a power cut may take the video since the last fdatasync, and the promise is one second
-_SECOND_FRAME_S = 0.5  # a frame becomes readable when the next one is written; a camera has one within so long
-
-
-class Tap(Protocol):
-    """Where a clip's access units come from: first the pre-roll from a key frame on, then the live ones."""
-
-    @property
-    def ended(self) -> bool: ...
-    def get(self, timeout_s: float) -> Any: ...
-    def close(self) -> None: ...
+_SYNC_INTERVAL_S = 0.5  # a power cut takes the video since the last fsync, and must take less than a second
+_SECOND_FRAME_S = 0.5  # the time to wait for the frame that makes the first one readable
 
 
 class ClipWriter:
-    """Records one event in a thread of its own, so that a slow SD card does not hold up the loop.
+    """Records one event in a thread of its own, so that the loop does not wait for the disk.
 
-    The constructor opens the file and writes the pre-roll in the caller's thread, and raises OSError or
-    av.error.FFmpegError where it cannot: once it returns, the clip survives a kill. Until something in it can be read
-    it has a part's name.
-    `final_name` makes the file name out of what is known at the end. `finished` is called from the writer's thread
-    with the path of the finished clip.
+    The constructor opens the file and writes the pre-roll in the caller's thread. It raises one of WRITE_ERRORS where
+    it cannot; once it returns, a kill cannot take the clip. The file is called `.part-...` until a frame is readable.
+    `final_name` makes the name of the finished file. `finished` is called with its path in the writer's thread.
     """
 
     def __init__(
@@ -77,7 +69,6 @@ class ClipWriter:
         self._name = dataclasses.replace(
             name, duration=0, width=first.width or name.width, height=first.height or name.height
         )
-        self._size = (first.width, first.height)
         self._final_name = final_name
         self._max_duration_s = max_duration_s
         self._frame_rate_fps = frame_rate_fps
@@ -96,11 +87,11 @@ class ClipWriter:
 
     @property
     def end_reason(self) -> str | None:
-        """Why no more video comes into this clip; None while it does."""
+        """Why the clip takes no more video; None while it does."""
         return self._end_reason or ("no more video from the camera" if self._tap.ended else None)
 
     def update(self, facts: EventFacts) -> None:
-        """Note what is known of the event by now."""
+        """Keep what is known of the event for the file's name."""
         self._facts = facts
 
     def finish(self, stop: Stop) -> None:
@@ -110,7 +101,7 @@ class ClipWriter:
         self._tap.close()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait until the clip has its final name; whether it has."""
+        """Wait for the end of the thread; returns whether it has ended."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -138,9 +129,9 @@ class ClipWriter:
                 return
             self._sync_and_rename()
 
-    def _write_pre_roll(self, first: Unit) -> None:
+    def _write_pre_roll(self, first: AccessUnit) -> None:
         try:
-            if self._write_available(first) and not self._mp4.is_readable:  # the camera has only just begun
+            if self._write_available(first) and not self._mp4.is_readable:  # the camera has just started
                 self._write_available(self._tap.get(_SECOND_FRAME_S))
         except WRITE_ERRORS:
             if not self._mp4.is_readable:
@@ -150,16 +141,13 @@ class ClipWriter:
             if self._mp4.is_readable:
                 self._rename()
 
-    def _write_available(self, unit: Unit | None) -> bool:
-        """Write `unit` and what else is there already; False once the clip takes no more."""
+    def _write_available(self, unit: AccessUnit | None) -> bool:
+        """Write `unit` and all units after it that have arrived. False: the clip takes no more."""
         while unit is not None:
             if self._stop is not None and unit.arrival_s > self._stop.time_s:
                 return False
             if self._mp4.duration_with_s(unit) > self._max_duration_s:
                 self._end_reason = "the clip has its full length"
-                return False
-            if (unit.width, unit.height) != self._size:
-                self._end_reason = f"the camera changed its picture to {unit.width}x{unit.height}"
                 return False
             self._mp4.write(unit)
             unit = self._tap.get(0)
@@ -185,7 +173,7 @@ class ClipWriter:
         try:
             self._mp4.close()
             is_closed = True
-        except WRITE_ERRORS as error:  # a full disk: what is there plays all the same
+        except WRITE_ERRORS as error:  # a full disk: what was written is playable
             log.warning("clip: cannot close %s (%s)", self._path.name, error)
         try:
             duration_s = self._mp4.duration_s
@@ -201,10 +189,10 @@ class ClipWriter:
 
 
 def recover_clips(folder: Path, *, max_duration_s: float, frame_rate_fps: float) -> list[Path]:
-    """Finish every clip that a kill or a power cut left open in `folder`; the finished ones.
+    """Finish every clip that a kill or a power cut left open in `folder`; returns the finished ones.
 
-    Its duration comes from its own packets, all else from its name. An open file without a single readable frame is
-    left as it is and named in the log. Call before anything records into `folder`.
+    The duration is that of its packets, everything else is in its name. A file without a readable frame is left as it
+    is, with a line in the log. Call before a new clip is recorded into `folder`. Raises OSError for the folder.
     """
     finished = []
     for path in sorted(path for path in folder.iterdir() if _is_open_clip(path)):
@@ -224,16 +212,16 @@ def recover_clips(folder: Path, *, max_duration_s: float, frame_rate_fps: float)
 
 
 def _is_open_clip(path: Path) -> bool:
-    """A link is none: what it leads to is not ours to change."""
+    """Links are not followed."""
     return path.name.startswith(OPEN_PREFIX) and path.is_file() and not path.is_symlink()
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what a crash left half-written: files whose content exists nowhere else are never called like this."""
+    """Remove temporary files that a crash left. Nothing else is lost by that. Raises OSError for the folder."""
     for path in folder.glob(PART_PREFIX + "*"):
         try:
             path.unlink(missing_ok=True)
-        except OSError as error:  # a folder of that name, or another user's file: no reason not to guard
+        except OSError as error:  # a folder of that name, or another user's file
             log.warning("%s/%s cannot be removed (%s)", folder.name, path.name, error.strerror)
 
 
@@ -242,7 +230,7 @@ def _with_facts(name: VideoName, facts: EventFacts) -> VideoName:
 
 
 def _parse_open_name(file_name: str) -> tuple[VideoName | None, Callable[[VideoName], str]]:
-    """The clip's name and how its final file name is made: plain, or held back until the clock is set."""
+    """The fields of an open clip's name, and the function that makes its final name: a plain or a held one."""
     parsed = parse_open(file_name)
     if isinstance(parsed, HeldName) and isinstance(parsed.name, VideoName):
         held = parsed
@@ -253,7 +241,7 @@ def _parse_open_name(file_name: str) -> tuple[VideoName | None, Callable[[VideoN
 def _finish_file(
     path: Path, name: VideoName, duration_s: float, max_duration_s: float, final_name: Callable[[VideoName], str]
 ) -> Path:
-    """Give a closed clip its final name, with its data on the disk before the name is."""
+    """Give a closed clip its final name, once its data are on the disk."""
     fsync_path(path)
     name = dataclasses.replace(name, duration=min(round(duration_s), int(max_duration_s)))
     target = path.with_name(final_name(name))

@@ -1,9 +1,8 @@
-"""Wall time that may be wrong, monotonic time that never is, and the files that wait for the first to be set.
+"""Monotonic time for intervals, wall time for event ids, and the files that are held until the wall clock is set.
 
-A Raspberry Pi has no battery-backed clock: after a power cut it starts hours or years in the past and is set by NTP
-some time later, in one step. Intervals therefore use the monotonic clock alone. Wall time only labels events, and an
-event from before the clock was set is labelled afterwards: its true time is the wall time then, less the monotonic
-time that has passed since.
+A Raspberry Pi has no battery-backed clock: after a power cut it starts hours or years in the past, and NTP sets it some
+time later, in one step. Intervals therefore use the monotonic clock alone. An event from before the clock was set gets
+its event id afterwards: the wall time then, less the monotonic time that has passed since.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from guardianberry.filenames import HeldName, ImageName, VideoName, free_path, parse_held, with_label
+from guardianberry.filenames import HeldName, ImageName, VideoName, free_path, parse_held, with_event_id
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +37,10 @@ def marker_exists(marker: str) -> Callable[[], bool]:
 
 
 class Clock:
-    """The time of day for labels, and whether it can be believed.
+    """The wall time for event ids, and whether it is set.
 
-    The clock counts as set once `is_synchronised` has said so, or once the machine has been up for `wait_s` without
-    (no network: a wrong label is better than an event that never leaves the house). Being set is remembered.
+    The clock counts as set, from then on for ever, once `is_synchronised` returns True, or `wait_s` after the boot: a
+    wrong event id is better than an event that is never uploaded.
     """
 
     def __init__(
@@ -61,8 +60,8 @@ class Clock:
         self._since_boot = since_boot
         self._pause = pause
         self._is_set = False
-        self._used_labels: set[int] = set()
-        self._labels_of_held: dict[int, int] = {}  # by the monotonic millisecond of the event
+        self._used_event_ids: set[int] = set()
+        self._event_ids_of_held: dict[int, int] = {}  # by the monotonic millisecond of the event
         self._refused: set[Path] = set()
         self._begun_s = monotonic()
         self.boot = _BOOT_ID_FILE.read_text(encoding="ascii")[:8] if _BOOT_ID_FILE.exists() else "00000000"
@@ -72,7 +71,7 @@ class Clock:
         return self._monotonic()
 
     def is_set(self) -> bool:
-        """Whether labels are true from now on. The change is logged once."""
+        """Whether event ids are true from now on. The change is logged once."""
         if not self._is_set:
             if self._is_synchronised():
                 self._is_set = True
@@ -80,49 +79,50 @@ class Clock:
             elif self._since_boot() >= self._wait_s:
                 self._is_set = True
                 log.warning(
-                    "clock: not synchronised %.0f s after the boot, events are labelled as it stands: %s",
+                    "clock: not synchronised %.0f s after the boot, events are dated as it stands: %s",
                     self._since_boot(),
                     self._now_text(),
                 )
         return self._is_set
 
-    def label(self, monotonic_s: float) -> int:
+    def event_id(self, monotonic_s: float) -> int:
         """Unix seconds of a moment on the monotonic clock, by the wall clock as it stands now."""
         return max(0, round(self._wall() - (self._monotonic() - monotonic_s)))
 
-    def new_label(self, monotonic_s: float) -> int:
-        """As `label`, but never one given before: a clock that is set back an hour repeats its seconds.
+    def new_event_id(self, monotonic_s: float) -> int:
+        """As `event_id`, but never one given before: a clock that is set back an hour repeats its seconds.
 
-        Nor one that a run killed just now can have given, whose image is perhaps in the bucket already: the second in
-        which a run begins belongs to the run before. A run that began at 100.2 calls its event of 100.4 not 100 but
-        101, and only once it is 101.2: were it killed with that label at 100.45, a next run that began at 100.46 would
-        also call its first event 101.
+        Nor one that a run killed just now can have given, whose image may be in the bucket: the second in which a run
+        begins belongs to the run before. A run that began at 100.2 gives its event of 100.4 the id 101, and only once
+        it is 101.2: if it were killed with that id at 100.45, the next run could begin at 100.46 and give 101 again.
         """
-        label, first_of_our_own = self.label(monotonic_s), self.label(self._begun_s) + 1
-        if label < first_of_our_own:
-            label = first_of_our_own
+        event_id, first_of_our_own = self.event_id(monotonic_s), self.event_id(self._begun_s) + 1
+        if event_id < first_of_our_own:
+            event_id = first_of_our_own
             self._pause(max(0.0, self._begun_s + 1 - self._monotonic()))
-        while label in self._used_labels:
-            label += 1
-        self._used_labels.add(label)
-        return label
+        while event_id in self._used_event_ids:
+            event_id += 1
+        self._used_event_ids.add(event_id)
+        return event_id
 
     def hold(self, name: VideoName | ImageName, monotonic_s: float) -> str:
-        """The file name under which an event from `monotonic_s` waits for the clock to be set."""
+        """The file name under which an event from `monotonic_s` is held until the clock is set."""
         return HeldName(self.boot, round(monotonic_s * 1000), name).encode()
 
     def release_held(self, folder: Path) -> int:
-        """Give the files that waited in `folder` their true times, oldest first; how many. Call once `is_set()`.
+        """Give the held files in `folder` their true times, oldest first; returns how many. Call it once `is_set()`.
 
-        The files of one event get one label, even where the clock is set between them. A file that was held before a
-        reboot keeps the label it had: its monotonic clock is gone. One that cannot be renamed is named once and waits.
+        Image and clip of an event get one id, even where the clock is set between them. A file that was held before a
+        reboot keeps its event id: its monotonic clock is gone. One that cannot be renamed is logged once and stays.
         """
         released = 0
         held = sorted((h.monotonic_ms, path, h) for path in folder.iterdir() if (h := parse_held(path.name)))
-        for monotonic_ms, path, waiting in held:
-            name = waiting.name
-            if waiting.boot == self.boot:
-                name = with_label(name, self._labels_of_held.setdefault(monotonic_ms, self.label(monotonic_ms / 1000)))
+        for monotonic_ms, path, held_name in held:
+            name = held_name.name
+            if held_name.boot == self.boot:
+                name = with_event_id(
+                    name, self._event_ids_of_held.setdefault(monotonic_ms, self.event_id(monotonic_ms / 1000))
+                )
             target = free_path(folder, name)
             try:
                 path.rename(target)

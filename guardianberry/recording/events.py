@@ -1,33 +1,30 @@
-"""What the recorder decides, done: the alert image, the clip, and the word to the uploader, in this order."""
+"""Makes the files of events: the alert image and the clip. Tells the uploader about them."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from guardianberry.filenames import ImageName, VideoName, free_path
-from guardianberry.recording.clip import ClipWriter, Tap, recover_clips, remove_parts
+from guardianberry.recording.clip import ClipWriter, recover_clips, remove_parts
 from guardianberry.recording.clock import Clock
 from guardianberry.recording.mp4 import WRITE_ERRORS
 from guardianberry.recording.recorder import EventFacts, Inference, Stop
 from guardianberry.recording.retention import Disk
 from guardianberry.recording.snapshot import save_alert_image
 
+if TYPE_CHECKING:
+    from guardianberry.camera.stream import Tap
+    from guardianberry.upload.uploader import Uploader
+
 log = logging.getLogger(__name__)
-
-
-class Uploads(Protocol):
-    """Whom to tell about new files; `uploader.Uploader` is one."""
-
-    def offer_alert(self, path: Path, frame_arrival_s: float) -> None: ...
-    def sweep_soon(self) -> None: ...
 
 
 class EventFiles:
     """Makes the files of one event after the other in `images_folder` and `videos_folder`.
 
-    A disk that refuses costs the file that could not be written, with a warning, and never an exception.
+    A file that cannot be written is a warning in the log, never an exception.
     """
 
     def __init__(
@@ -37,7 +34,7 @@ class EventFiles:
         videos_folder: Path,
         clock: Clock,
         disk: Disk,
-        uploads: Uploads,
+        uploads: Uploader,
         max_recording_duration_s: float,
         frame_rate_fps: float,
         jpeg_quality: int,
@@ -51,17 +48,18 @@ class EventFiles:
         self._frame_rate_fps = frame_rate_fps
         self._jpeg_quality = jpeg_quality
         self._clip: ClipWriter | None = None
-        self._clips_written: list[ClipWriter] = []  # stopped, perhaps still on their way to the disk
-        self._holding = True  # an earlier run may have left some
+        self._clips_written: list[ClipWriter] = []  # stopped, perhaps not finished yet
+        self._holding = True  # an earlier run may have left held files
+        self._no_clip_reason: str | None = None  # of the current event
         self.started = 0
 
     @property
     def clip_end_reason(self) -> str | None:
-        """Why the clip under way gets no more video; None while it does, and when there is none."""
-        return self._clip.end_reason if self._clip is not None else None
+        """Why the current event's clip takes no more video; None while it does, and without an event."""
+        return self._clip.end_reason if self._clip is not None else self._no_clip_reason
 
     def recover(self) -> None:
-        """Finish what an earlier run left open. Call once, before the first event."""
+        """Finish the files that an earlier run left open. Call once, before the first event."""
         for folder in (self._images_folder, self._videos_folder):
             try:
                 remove_parts(folder)
@@ -74,21 +72,21 @@ class EventFiles:
         )
 
     def start(self, first: Inference, tap: Tap, facts: EventFacts) -> None:
-        """Save and offer the alert image of `first`, then begin the clip. Logged only once a kill can take neither."""
+        """Save and offer the alert image of `first`, begin the clip. It is logged once a kill takes neither."""
         trusted = self._clock.is_set()
         self._holding = self._holding or not trusted
-        label = self._clock.new_label(first.time_s)
+        event_id = self._clock.new_event_id(first.time_s)
         height_px, width_px = first.frame.bgr.shape[:2]
-        image = ImageName(label, round(100 * max(first.confidences)), width_px, height_px)
+        image = ImageName(event_id, round(100 * max(first.confidences)), width_px, height_px)
         image_file = self._save_image(first, image, held=not trusted)
         clip_name = VideoName(
-            label, 0, facts.max_people_found, facts.max_confidence, facts.inference_time_ms, width_px, height_px
+            event_id, 0, facts.max_people_found, facts.max_confidence, facts.inference_time_ms, width_px, height_px
         )
         self._begin_clip(clip_name, tap, held_since_s=None if trusted else first.time_s)
         self.started += 1
         log.info(
             "event %d: %d person(s), %d %%; alert image %s, clip %s",
-            label,
+            event_id,
             len(first.confidences),
             image.confidence,
             image_file.name if image_file else "NOT SAVED",
@@ -96,21 +94,21 @@ class EventFiles:
         )
 
     def note(self, facts: EventFacts) -> None:
-        """Keep what the clip's name says of the event up to date."""
+        """Update what is known of the event in the name of its clip."""
         if self._clip is not None:
             self._clip.update(facts)
 
     def stop(self, stop: Stop) -> None:
-        """End the clip under way; it reaches the disk and the uploader in its own time."""
+        """End the current clip. Its thread finishes the file and tells the uploader."""
         log.info("recording stopped: %s", stop.reason)
         if self._clip is not None:
             self._clip.finish(stop)
             self._clips_written = [clip for clip in self._clips_written if not clip.join(0)]
             self._clips_written.append(self._clip)
-            self._clip = None
+        self._clip = self._no_clip_reason = None
 
     def release_held(self) -> None:
-        """Name events from before the clock was set by their true time, once it is. Cheap; call it now and then."""
+        """Give the events from before the clock was set their true time, once it is set. It costs little."""
         if not self._holding or not self._clock.is_set():
             return
         self._clips_written = [clip for clip in self._clips_written if not clip.join(0)]
@@ -119,7 +117,7 @@ class EventFiles:
             self._uploads.sweep_soon()
 
     def close(self, timeout_s: float) -> None:
-        """Wait until the clips that were stopped are on the disk under their final names."""
+        """Wait until the stopped clips have their final names, at most `timeout_s` for each."""
         for clip in self._clips_written:
             if not clip.join(timeout_s):
                 log.warning("clip: the disk is slow; the next start finishes what is still open")
@@ -157,6 +155,7 @@ class EventFiles:
             )
         except WRITE_ERRORS as error:
             tap.close()
+            self._no_clip_reason = "there is no clip"
             log.warning("clip: cannot record into %s (%s); alerts go on", self._videos_folder, error)
 
     def _clip_finished(self, path: Path) -> None:

@@ -1,8 +1,7 @@
-"""MP4 files of the camera's own packets: written, and mended after a kill.
+"""MP4 files of the camera's own packets: written, and repaired after a kill.
 
-Every frame is a fragment of its own and goes to the file at once, so that a killed process loses one frame;
-`hybrid_fragmented` turns the file into an ordinary seekable MP4 when it is closed. Every error of the disk comes out
-as one of WRITE_ERRORS.
+Every frame is a fragment of its own and is written at once, so that a killed process loses one frame. At the close
+`hybrid_fragmented` turns the file into an ordinary seekable MP4 (seen with FFmpeg 8.1.2, which is in PyAV 18.1.0).
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import contextlib
 import os
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import av
 import av.error
@@ -21,8 +20,11 @@ from guardianberry.filenames import PART_PREFIX
 from guardianberry.files import fsync_path
 from guardianberry.mp4_boxes import read_boxes
 
+if TYPE_CHECKING:
+    from guardianberry.camera.h264 import AccessUnit
+
 WRITE_ERRORS = (OSError, av.error.FFmpegError)
-READ_ERRORS = (*WRITE_ERRORS, ValueError)  # PyAV's, for text that is none and streams that are no video
+READ_ERRORS = (*WRITE_ERRORS, ValueError)  # PyAV raises ValueError for text that is not UTF-8, among others
 
 _TICKS_PER_S = 90_000  # the usual time base of video; arrival times are exact to 11 us
 _TIME_BASE = Fraction(1, _TICKS_PER_S)
@@ -33,25 +35,11 @@ _MUX_OPTIONS = {
 }
 
 
-class Unit(Protocol):
-    """What a clip needs to know of an access unit; `stream.AccessUnit` is one."""
-
-    @property
-    def arrival_s(self) -> float: ...
-    @property
-    def is_key(self) -> bool: ...
-    @property
-    def data(self) -> bytes: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-
-
 class Mp4Writer:
-    """One H.264 track copied into `path` with the times at which its access units arrived.
+    """One H.264 track, copied into `path` with the arrival times of its access units. The first is a key frame.
 
-    Raises one of WRITE_ERRORS when the disk refuses; what was written before stays readable.
+    Each method raises one of WRITE_ERRORS when the disk takes no more. What was written before stays readable, and
+    `close` must still be called.
     """
 
     def __init__(self, path: Path, *, width: int, height: int, frame_rate_fps: float) -> None:
@@ -66,7 +54,7 @@ class Mp4Writer:
 
     @property
     def is_readable(self) -> bool:
-        """A killed file would hold a frame: each reaches the file when the next one is written."""
+        """After a kill the file would hold a frame: each frame reaches the file when the next one is written."""
         return self._frames > 1
 
     @property
@@ -74,11 +62,11 @@ class Mp4Writer:
         """From the first frame to the end of the last."""
         return (self._last_ticks + self._frame_ticks) / _TICKS_PER_S if self._last_ticks >= 0 else 0.0
 
-    def duration_with_s(self, unit: Unit) -> float:
+    def duration_with_s(self, unit: AccessUnit) -> float:
         """What `duration_s` would be after writing `unit`."""
         return (self._ticks(unit) + self._frame_ticks) / _TICKS_PER_S
 
-    def write(self, unit: Unit) -> None:
+    def write(self, unit: AccessUnit) -> None:
         ticks = self._ticks(unit)
         if self._first_arrival_s is None:
             self._first_arrival_s = unit.arrival_s
@@ -95,18 +83,17 @@ class Mp4Writer:
     def close(self) -> None:
         self._container.close()
 
-    def _ticks(self, unit: Unit) -> int:
+    def _ticks(self, unit: AccessUnit) -> int:
         if self._first_arrival_s is None:
             return 0
-        # Units that were read in one go carry one arrival time, but MP4 wants each later than the one before.
+        # Units that were read together have one arrival time, but in an MP4 each is later than the one before.
         return max(self._last_ticks + 1, round((unit.arrival_s - self._first_arrival_s) * _TICKS_PER_S))
 
 
 def close_killed_file(path: Path, *, frame_rate_fps: float) -> float:
-    """Replace a killed clip by an ordinary MP4 of the same packets, atomically; its duration in seconds.
+    """Replace the clip of a killed process by an ordinary MP4 of the same packets; returns its duration in seconds.
 
-    Raises one of READ_ERRORS, and leaves the file as it was, where it holds no readable frame or the disk has no room
-    for the copy.
+    Raises one of READ_ERRORS where it holds no readable frame or the copy cannot be written; the file is as before.
     """
     part = path.with_name(PART_PREFIX + path.name)
     try:
@@ -138,9 +125,9 @@ def _copy_packets(source: Path, target: Path, *, frame_rate_fps: float) -> float
 
 
 def cut_to_whole_fragments(path: Path, *, frame_rate_fps: float) -> float:
-    """Cut off the fragment that a full disk has left incomplete; the duration in seconds of what is left.
+    """Cut off the incomplete fragment at the end of a file; returns the duration in seconds of what is left.
 
-    Needs no room itself.
+    For a full disk: it needs no space. Raises one of READ_ERRORS.
     """
     whole_end_bytes = 0
     with path.open("r+b") as file:
@@ -156,7 +143,7 @@ def cut_to_whole_fragments(path: Path, *, frame_rate_fps: float) -> float:
 
 
 def _open_mp4(path: Path) -> InputContainer:
-    """To read. No other format is tried, and a flipped bit in a title is no reason to lose the video."""
+    """To read. No other format is tried, and damaged text in a title does not matter."""
     return av.open(str(path), format="mp4", metadata_errors="replace")
 
 
