@@ -27,7 +27,7 @@ class UploadCounts(Protocol):
 
 
 class Waiting(Protocol):
-    """Files on the disk; `lanes.Pending` is one."""
+    """Files on the disk; `queue.Pending` is one."""
 
     @property
     def images(self) -> int: ...

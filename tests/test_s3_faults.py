@@ -68,19 +68,19 @@ ANSWERS = {
     "slow down": (Answer(503, "SlowDown"), "slow down"),
     "overloaded": (Answer(503), "slow down"),
     "too many": (Answer(429, "TooManyRequests"), "slow down"),
-    "internal error": (Answer(500, "InternalError"), "error of its own"),
-    "bad gateway": (Answer(502), "error of its own"),
+    "internal error": (Answer(500, "InternalError"), "reports an internal error"),
+    "bad gateway": (Answer(502), "reports an internal error"),
     "conflict": (Answer(409, "ConditionalRequestConflict"), "busy with the same object"),
     "timed out": (Answer(400, "RequestTimeout"), "busy with the same object"),
-    "damaged on the way": (Answer(400, "BadDigest"), "lost part of it"),
+    "damaged on the way": (Answer(400, "BadDigest"), "received it incompletely"),
     "hangs up": (Answer(0), "broke or stalled"),
-    "not s3": (Answer(200), "no S3 server"),
-    "nothing of the kind": (Answer(501, "NotImplemented"), "lacks something"),
+    "not s3": (Answer(200), "not from an S3 server"),
+    "not implemented": (Answer(501, "NotImplemented"), "does not support"),
 }
 
 
 @pytest.mark.parametrize(("answer", "advice"), ANSWERS.values(), ids=ANSWERS.keys())
-def test_each_refusal_is_told_once_with_what_to_do_and_nothing_is_lost(
+def test_each_error_is_logged_once_with_what_to_do_and_nothing_is_lost(
     rig: Rig, s3: S3Server, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture, answer: Answer, advice: str
 ) -> None:
     for number in range(2):
@@ -99,7 +99,7 @@ def test_each_refusal_is_told_once_with_what_to_do_and_nothing_is_lost(
     assert len(warnings(caplog)) == 1
 
 
-def test_recovery_is_told_with_what_is_still_waiting(
+def test_recovery_is_logged_with_what_is_still_queued(
     rig: Rig, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(3):
@@ -110,10 +110,10 @@ def test_recovery_is_told_with_what_is_still_waiting(
     wait_until(lambda: uploader.counters().failed_tries >= 3, "it gives up")
     proxy.answer = None
     rig.wait_until_empty()
-    assert recoveries(caplog) == ["uploads work again; still waiting: 3 images, 3 videos"]
+    assert recoveries(caplog) == ["uploads work again; still queued: 3 images, 3 videos"]
 
 
-def test_the_same_trouble_is_told_again_when_it_comes_back(
+def test_the_same_error_is_logged_again_when_it_comes_back(
     rig: Rig, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     uploader = rig.start()
@@ -128,7 +128,7 @@ def test_the_same_trouble_is_told_again_when_it_comes_back(
         assert len(warnings(caplog)) == count
 
 
-def test_the_same_trouble_is_told_again_when_uploads_had_worked_in_between(
+def test_the_same_error_is_logged_again_when_uploads_had_worked_in_between(
     rig: Rig, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(3):
@@ -139,8 +139,8 @@ def test_the_same_trouble_is_told_again_when_uploads_had_worked_in_between(
     rig.wait_until_empty()
     assert len(warnings(caplog)) == 2
     assert [line.split(";")[1] for line in recoveries(caplog)] == [
-        " still waiting: 3 images, 0 videos",
-        " still waiting: 2 images, 0 videos",
+        " still queued: 3 images, 0 videos",
+        " still queued: 2 images, 0 videos",
     ]
 
 
@@ -154,7 +154,7 @@ def test_an_object_that_is_already_there_is_done(
     assert warnings(caplog) == []
 
 
-def test_one_bucket_that_refuses_does_not_hold_the_other_up(
+def test_one_bucket_that_fails_does_not_block_the_other(
     rig: Rig, s3: S3Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(3):
@@ -167,10 +167,10 @@ def test_one_bucket_that_refuses_does_not_hold_the_other_up(
     assert line.startswith("uploads of images fail: the bucket does not exist")
     s3.create_bucket(f"nobody.made.{rig.images_bucket}")
     rig.wait_until_empty()
-    assert recoveries(caplog) == ["uploads work again; still waiting: 3 images, 0 videos"]
+    assert recoveries(caplog) == ["uploads work again; still queued: 3 images, 0 videos"]
 
 
-def test_a_file_that_s3_refuses_is_set_aside_and_the_others_go_on(
+def test_a_file_that_s3_rejects_is_set_aside_and_the_others_go_on(
     rig: Rig, s3: S3Server, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     poison = rig.add_image(1_700_000_005)
@@ -185,14 +185,14 @@ def test_a_file_that_s3_refuses_is_set_aside_and_the_others_go_on(
     assert rig.left() == [poison.name]
     assert uploader.counters().failed_tries == 1
     (line,) = warnings(caplog)
-    assert line == f"image {poison.name!r} is left where it is: S3 refuses this file (HTTP 400 EntityTooLarge)"
+    assert line == f"image {poison.name!r} is left where it is: S3 rejects this file (HTTP 400 EntityTooLarge)"
 
 
 @pytest.mark.parametrize("answer", [Answer(500, "InternalError"), Answer(0)])
 def test_a_file_that_always_fails_does_not_hold_the_others_up(
     rig: Rig, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture, answer: Answer
 ) -> None:
-    """Four of each kind, at the head of the queue: more than make a server suspect."""
+    """Four of each media type, at the head of the queue: more than make it look like the server's fault."""
     poison = [add(1_600_000_000 + number) for number in range(4) for add in (rig.add_image, rig.add_video)]
     proxy.refused_text, proxy.refusal = b"recording_start_time: 160000000", answer
     for number in range(5):
@@ -208,16 +208,16 @@ def test_a_file_that_always_fails_does_not_hold_the_others_up(
 def test_after_an_outage_the_order_is_the_usual_one(
     rig: Rig, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What failed meanwhile is not to blame for it."""
+    """The files that failed meanwhile do not have to wait for the others."""
     starts = [1_700_000_000 + number for number in range(8)]
     for start in starts:
         rig.add_image(start)
         rig.add_video(start)
-    proxy.answer = Answer(500, "InternalError")
+    proxy.answer = Answer(503, "SlowDown")
     sleeps = threading.Event()
 
     def pause(event: threading.Event, timeout_s: float) -> None:
-        if uploader.counters().failed_tries >= 16:  # the outage ends between two sweeps
+        if uploader.counters().failed_tries >= 4:  # the outage ends between two sweeps
             proxy.answer = None
             sleeps.set()
         quick_pause(event, timeout_s)
@@ -580,7 +580,7 @@ def test_over_tls_a_certificate_of_another_name_is_not_trusted(
         uploader.stop(10)
     (line,) = warnings(caplog)
     assert "certificate is not trusted" in line
-    assert "made out to another name" in line
+    assert "it is for another name" in line
     assert len(rig.left()) == 1
 
 

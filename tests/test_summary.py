@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from guardianberry.logs import JournalFormatter, LineFormatter, OncePerCause, formatter
 from guardianberry.summary import DAY_S, DailySummary, Tally, summary
-from guardianberry.upload.lanes import Pending
+from guardianberry.upload.queue import Pending
 from guardianberry.upload.uploader import Counters
 from tests.daemon import ROOT
 

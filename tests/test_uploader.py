@@ -21,16 +21,10 @@ from hypothesis import strategies as st
 
 from guardianberry.filenames import parse
 from guardianberry.upload.errors import Interrupted
-from guardianberry.upload.lanes import Backoff, Gate
-from guardianberry.upload.queue import (
-    OpenFile,
-    QueuedFile,
-    UnfitError,
-    header_value,
-    image_media_type,
-    list_queued,
-    video_media_type,
-)
+from guardianberry.upload.queue import QueuedFile, image_media_type, list_queued, video_media_type
+from guardianberry.upload.upload_file import Gate, OpenFile, UnfitError, header_value
+from guardianberry.upload.uploader import Backoff
+from tests.fakes import FakeClock
 from tests.faulty_proxy import Answer, FaultyProxy
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.upload_rig import SERIAL, Rig, box, jpeg, lines, mp4, wait_until, warnings
@@ -211,10 +205,10 @@ def test_a_new_image_in_mid_sweep_is_the_next_one(rig: Rig, s3: S3Server, caplog
 
 
 def open_file(path: Path) -> OpenFile:
-    kind = image_media_type(path.parent, "b") if path.suffix == ".jpg" else video_media_type(path.parent, "b")
+    media_type = image_media_type(path.parent, "b") if path.suffix == ".jpg" else video_media_type(path.parent, "b")
     name = parse(path.name)
-    assert isinstance(name, kind.name_type)
-    return OpenFile(QueuedFile(kind, path.name, name))
+    assert isinstance(name, media_type.name_type)
+    return OpenFile(QueuedFile(media_type, path.name, name))
 
 
 def key_of(path: Path, serial: str = SERIAL) -> str:
@@ -257,9 +251,8 @@ def test_a_crash_between_upload_and_delete_makes_no_second_object(rig: Rig, s3: 
     script = f"""
         import os, signal, time
         from pathlib import Path
-        from guardianberry.upload import queue as pending
-        from guardianberry.upload import uploader
-        pending.OpenFile.delete = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+        from guardianberry.upload import upload_file, uploader
+        upload_file.OpenFile.delete = lambda self: os.kill(os.getpid(), signal.SIGKILL)
         uploader.Uploader(
             images_folder=Path({str(rig.images)!r}), videos_folder=Path({str(rig.videos)!r}),
             images_bucket={rig.images_bucket!r}, videos_bucket={rig.videos_bucket!r}, server_side_encryption="AES256",
@@ -288,11 +281,11 @@ def test_two_sweeps_at_once_make_one_object_of_each_file(
     assert warnings(caplog) == []
 
 
-def test_the_sweep_keeps_its_hands_off_an_alert_that_is_under_way(
+def test_the_sweep_skips_an_alert_that_is_being_uploaded(
     rig: Rig, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even where it waits for the alert no longer."""
-    monkeypatch.setattr("guardianberry.upload.lanes._TRICKLE_S", 0.01)
+    """Even after it has stopped queued for the alert."""
+    monkeypatch.setattr("guardianberry.upload.upload_file._PAUSED_BLOCK_S", 0.01)
     with FaultyProxy(s3.port) as proxy:
         proxy.delay_s = 0.5
         rig.use(proxy.url)
@@ -374,27 +367,27 @@ def test_a_file_that_shrinks_during_its_upload_is_left(
 
 @given(st.lists(st.binary(min_size=1, max_size=255), max_size=40))
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_names_that_are_no_events_are_never_waiting(
+def test_names_that_are_no_events_are_never_queued(
     tmp_path_factory: pytest.TempPathFactory, names: list[bytes]
 ) -> None:
     folder = tmp_path_factory.mktemp("odd")
     for name in names:
         if name not in (b".", b"..") and not set(name) & set(b"/\0"):
             (folder / os.fsdecode(name)).touch()
-    waiting, odd = list_queued(image_media_type(folder, "bucket"))
-    assert waiting == []
+    queued, odd = list_queued(image_media_type(folder, "bucket"))
+    assert queued == []
     assert sorted(odd) == sorted(name for name in os.listdir(folder) if not name.startswith("."))
 
 
 def test_a_video_among_the_images_is_not_taken_for_one(tmp_path: Path) -> None:
     (tmp_path / "1-2-3-4-5-6-7.mp4").touch()
     (tmp_path / "1-2-3-4.jpg").touch()
-    for kind, own in (
+    for media_type, own in (
         (image_media_type(tmp_path, "b"), "1-2-3-4.jpg"),
         (video_media_type(tmp_path, "b"), "1-2-3-4-5-6-7.mp4"),
     ):
-        waiting, odd = list_queued(kind)
-        assert [each.file_name for each in waiting] == [own]
+        queued, odd = list_queued(media_type)
+        assert [each.file_name for each in queued] == [own]
         assert len(odd) == 1
 
 
@@ -554,7 +547,7 @@ def test_a_file_that_cannot_be_deleted_is_not_sent_over_and_over(
 
     path = rig.add_video(1_700_000_000)
     with FaultyProxy(s3.port) as proxy, monkeypatch.context() as patch:
-        patch.setattr("guardianberry.upload.queue.os.unlink", refuse)
+        patch.setattr("guardianberry.upload.upload_file.os.unlink", refuse)
         rig.use(proxy.url)
         uploader = rig.start()
         wait_until(lambda: uploader.counters().videos == 1, "it is not uploaded")
@@ -599,21 +592,18 @@ def test_nothing_is_uploaded_before_the_clock_is_set(rig: Rig, s3: S3Server) -> 
     clock_is_set = threading.Event()
     rig.add_video(1_700_000_000)
     uploader = rig.start(may_upload=clock_is_set.is_set)
-    held = rig.add_image(1_700_000_001)
-    uploader.offer_alert(held, time.monotonic() - 7)
+    uploader.offer_alert(rig.add_image(1_700_000_001), time.monotonic() - 7)
     time.sleep(0.3)
     assert len(rig.left()) == 2
     assert not s3.keys(rig.images_bucket) | s3.keys(rig.videos_bucket)
-    held.rename(rig.images / "1750000000-81-640-480.jpg")  # the true time, once it is known
     clock_is_set.set()
     uploader.sweep_soon()
     rig.wait_until_empty()
     (stored,) = s3.objects(rig.images_bucket)
-    assert stored.metadata["recording_start_time"] == "1750000000"
     assert 7000 <= int(stored.metadata["alert_latency_ms"]) < 30_000
 
 
-def test_the_backlog_holds_its_breath_while_an_alert_is_under_way(rig: Rig) -> None:
+def test_other_uploads_pause_while_an_alert_is_being_uploaded(rig: Rig) -> None:
     gate, read = Gate(), threading.Event()
     path = rig.add_video(1_700_000_000)
     with open_file(path) as file:
@@ -625,8 +615,10 @@ def test_the_backlog_holds_its_breath_while_an_alert_is_under_way(rig: Rig) -> N
         assert read.wait(5)
 
 
-def test_a_held_up_upload_trickles_so_that_the_server_does_not_hang_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guardianberry.upload.lanes._TRICKLE_S", 0.05)
+def test_a_paused_upload_sends_a_block_now_and_then_so_that_the_server_does_not_hang_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("guardianberry.upload.upload_file._PAUSED_BLOCK_S", 0.05)
     gate = Gate()
     with gate.alert():
         waits = threading.Thread(target=gate.wait_for_alerts, daemon=True)
@@ -637,7 +629,7 @@ def test_a_held_up_upload_trickles_so_that_the_server_does_not_hang_up(monkeypat
         assert time.monotonic() - started_s >= 0.05
 
 
-def test_a_held_up_upload_ends_at_shutdown() -> None:
+def test_a_paused_upload_ends_at_shutdown() -> None:
     gate = Gate()
     threading.Timer(0.05, gate.stop).start()
     with gate.alert(), pytest.raises(Interrupted):
@@ -706,24 +698,6 @@ def test_pauses_grow_to_five_minutes_with_jitter() -> None:
     assert len({Backoff().next_pause_s() for _ in range(20)}) > 1
 
 
-class FakeClock:
-    """Its pauses take no time but move it on; it ends the run after `length_s`."""
-
-    def __init__(self, length_s: float) -> None:
-        self.now_s = 0.0
-        self.over = threading.Event()
-        self._length_s = length_s
-
-    def __call__(self) -> float:
-        return self.now_s
-
-    def pause(self, event: threading.Event, timeout_s: float) -> None:
-        self.now_s += timeout_s
-        if self.now_s > self._length_s:
-            self.over.set()
-            event.wait(60)
-
-
 def test_a_day_without_network_is_no_busy_loop(rig: Rig, s3: S3Server, caplog: pytest.LogCaptureFixture) -> None:
     clock = FakeClock(length_s=86_400)
     for number in range(50):
@@ -736,15 +710,26 @@ def test_a_day_without_network_is_no_busy_loop(rig: Rig, s3: S3Server, caplog: p
     assert len(rig.left()) == 50
 
 
-def test_after_a_long_outage_a_fresh_alert_is_tried_every_few_seconds_again(rig: Rig) -> None:
+def test_after_a_long_outage_a_new_alert_is_tried_every_few_seconds_again(rig: Rig) -> None:
     clock = FakeClock(length_s=86_400)
+    pauses_s: list[float] = []
+    offered_after: list[int] = []
+
+    def pause(event: threading.Event, timeout_s: float) -> None:
+        pauses_s.append(timeout_s)
+        clock.pause(event, timeout_s)
+
+    def offer() -> None:
+        offered_after.append(len(pauses_s))
+        uploader.offer_alert(rig.add_image(1_700_000_001), clock())
+
+    clock.at(80_000, offer)
     rig.add_image(1_700_000_000)
     rig.use("http://127.0.0.1:1")
-    uploader = rig.start(clock=clock, pause=clock.pause)
+    uploader = rig.start(clock=clock, pause=pause)
     wait_until(clock.over.is_set, "the day does not pass")
-    assert uploader._backoff.next_pause_s() >= 150
-    uploader.offer_alert(rig.add_image(1_700_000_001), clock())
-    assert uploader._backoff.next_pause_s() <= 8
+    assert max(pauses_s[: offered_after[0]][-2:]) >= 149
+    assert max(pauses_s[offered_after[0] :][:4]) <= 8
 
 
 def test_an_impatient_caller_makes_no_busy_loop(rig: Rig) -> None:

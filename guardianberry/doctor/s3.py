@@ -28,8 +28,8 @@ from guardianberry.upload.errors import (
     cause_of_exception,
     status_and_code,
 )
-from guardianberry.upload.queue import Body
 from guardianberry.upload.s3 import S3
+from guardianberry.upload.upload_file import Body
 
 _CANARY = b"A test object of guardianberry --check --upload. It may be deleted.\n"
 _METHODS = {  # botocore's words for where it found them

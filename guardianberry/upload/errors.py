@@ -1,136 +1,127 @@
-"""Every way in which an upload can be refused, told apart, with what to do about it."""
+"""Every reason for which an upload can fail, told apart, with what to do about it."""
 
 from __future__ import annotations
 
 import enum
+import logging
 import re
 import ssl
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import botocore.exceptions
 import botocore.parsers
 from urllib3.util.ssl_match_hostname import CertificateError
 
+from guardianberry.logs import OncePerCause
+
+if TYPE_CHECKING:
+    from guardianberry.upload.queue import MediaType, Pending
+
+log = logging.getLogger(__name__)
+
 
 class FailureScope(enum.Enum):
-    """What else will fail for the same reason."""
+    """Which other uploads will fail for the same reason. The values are used in the log."""
 
-    EVERYTHING = "no upload would fare better now"
-    BUCKET = "no upload to this bucket would"
-    FILE = "perhaps only this file, this time"
-    FILE_FOR_LONG = "only this file, and the next try would end the same way"
+    EVERYTHING = "all files"
+    BUCKET = "all files for this bucket"
+    FILE = "some files"  # perhaps only this file, perhaps only this time
+    FILE_FOR_LONG = "this file"  # at every try
 
 
 @dataclass(frozen=True)
 class Cause:
     """One reason why uploads fail. `text` says what happened and what to do about it."""
 
-    name: str
     scope: FailureScope
     text: str
-    passes: bool = False  # True: likely to be over in seconds, without anybody doing anything
+    passes: bool = False  # True: likely to end within seconds by itself
 
 
 NO_CREDENTIALS = Cause(
-    "no credentials",
     FailureScope.EVERYTHING,
     "there are no AWS credentials; put them into /etc/environment or ~/.aws/credentials (see the README)",
 )
 CREDENTIALS_UNREADABLE = Cause(
-    "credentials unreadable",
     FailureScope.EVERYTHING,
-    "the AWS credentials cannot be read or made; check the files in ~/.aws, and run the credential_process by hand",
+    "the AWS credentials cannot be read or obtained; check the files in ~/.aws, and run the credential_process by hand",
 )
 BAD_KEY = Cause(
-    "bad credentials",
     FailureScope.EVERYTHING,
     "S3 does not know these AWS credentials or their secret is wrong; check the access key and the secret key",
 )
 EXPIRED = Cause(
-    "expired credentials",
     FailureScope.EVERYTHING,
-    "the temporary AWS credentials have expired; renew them, or let a credential_process renew them",
+    "the temporary AWS credentials have expired; renew them, or use a credential_process, which renews them",
 )
 SKEWED_CLOCK = Cause(
-    "skewed clock",
     FailureScope.EVERYTHING,
     "this machine's clock is more than 15 minutes off; check that it is synchronised (timedatectl)",
 )
 NO_PERMISSION = Cause(
-    "no permission",
     FailureScope.BUCKET,
     "there is no such bucket for these credentials, or they lack s3:PutObject on it; check the bucket's name in"
     " detect_and_upload.py and the user's policy",
 )
 NO_BUCKET = Cause(
-    "no bucket",
-    FailureScope.BUCKET,
-    "the bucket does not exist; create it, or correct its name in detect_and_upload.py",
+    FailureScope.BUCKET, "the bucket does not exist; create it, or correct its name in detect_and_upload.py"
 )
 WRONG_REGION = Cause(
-    "wrong region",
     FailureScope.BUCKET,
     "the bucket is in another region; set AWS_DEFAULT_REGION or `region` in ~/.aws/config to the bucket's",
 )
 BAD_SET_UP = Cause(
-    "bad set-up",
-    FailureScope.EVERYTHING,
-    "boto3 cannot work with this configuration; check ~/.aws/config and the AWS_* variables",
+    FailureScope.EVERYTHING, "boto3 cannot work with this configuration; check ~/.aws/config and the AWS_* variables"
 )
 PLAIN_HTTP = Cause(
-    "plain http",
     FailureScope.EVERYTHING,
-    "the S3 endpoint is plain http and not on this machine, so anyone on the way could look on; use an https:// URL",
+    "the S3 endpoint is plain http and not on this machine, so others could read what is sent; use an https:// URL",
 )
-NETWORK = Cause("network", FailureScope.EVERYTHING, "S3 cannot be reached; check the network", passes=True)
+NETWORK = Cause(FailureScope.EVERYTHING, "S3 cannot be reached; check the network", passes=True)
 TLS = Cause(
-    "tls",
     FailureScope.EVERYTHING,
     "the S3 server's TLS certificate is not trusted, so nothing is sent; check the clock, the endpoint, and"
     " AWS_CA_BUNDLE if the server is your own",
 )
-CUT = Cause("connection cut", FailureScope.FILE, "the connection to S3 broke or stalled in mid-upload", passes=True)
-SLOW_DOWN = Cause("slow down", FailureScope.EVERYTHING, "S3 asks to slow down", passes=True)
-SERVER_ERROR = Cause("server error", FailureScope.FILE, "S3 has an error of its own", passes=True)
-TRY_AGAIN = Cause("try again", FailureScope.FILE, "S3 was busy with the same object or lost part of it", passes=True)
+CUT = Cause(FailureScope.FILE, "the connection to S3 broke or stalled during the upload", passes=True)
+SLOW_DOWN = Cause(FailureScope.EVERYTHING, "S3 asks to slow down", passes=True)
+SERVER_ERROR = Cause(FailureScope.FILE, "S3 reports an internal error", passes=True)
+TRY_AGAIN = Cause(FailureScope.FILE, "S3 was busy with the same object or received it incompletely", passes=True)
 NOT_S3 = Cause(
-    "not s3", FailureScope.EVERYTHING, "what answers is no S3 server; check AWS_ENDPOINT_URL_S3 and the network"
+    FailureScope.EVERYTHING, "the answer is not from an S3 server; check AWS_ENDPOINT_URL_S3 and the network"
 )
 UNSUPPORTED = Cause(
-    "unsupported",
-    FailureScope.BUCKET,
-    "the S3 server lacks something that is asked of it; SERVER_SIDE_ENCRYPTION = None may serve it",
+    FailureScope.BUCKET, "the S3 server does not support a part of the request; SERVER_SIDE_ENCRYPTION = None may help"
 )
-REFUSED_FILE = Cause("refused file", FailureScope.FILE_FOR_LONG, "S3 refuses this file")
+REJECTED_FILE = Cause(FailureScope.FILE_FOR_LONG, "S3 rejects this file")
 
-_CAUSE_OF_CODE = {
-    **dict.fromkeys(
-        ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSecurity", "InvalidClientTokenId"), BAD_KEY
-    ),
-    **dict.fromkeys(("UnrecognizedClientException", "InvalidToken", "AuthFailure", "MissingSecurityHeader"), BAD_KEY),
-    **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"), EXPIRED),
-    **dict.fromkeys(("RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"), SKEWED_CLOCK),
-    **dict.fromkeys(("NoSuchBucket", "InvalidBucketName"), NO_BUCKET),
-    **dict.fromkeys(("PermanentRedirect", "AuthorizationHeaderMalformed", "TemporaryRedirect"), WRONG_REGION),
-    **dict.fromkeys(("IllegalLocationConstraintException", "Redirect"), WRONG_REGION),
-    **dict.fromkeys(("SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"), SLOW_DOWN),
-    **dict.fromkeys(("RequestLimitExceeded", "ServiceUnavailable", "BandwidthLimitExceeded"), SLOW_DOWN),
-    **dict.fromkeys(("OperationAborted", "ConditionalRequestConflict", "RequestTimeout"), TRY_AGAIN),
-    **dict.fromkeys(
-        ("IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"), TRY_AGAIN
-    ),
+_CODES = {
+    BAD_KEY: "InvalidAccessKeyId SignatureDoesNotMatch InvalidSecurity InvalidClientTokenId UnrecognizedClientException"
+    " InvalidToken AuthFailure MissingSecurityHeader",
+    EXPIRED: "ExpiredToken ExpiredTokenException TokenRefreshRequired",
+    SKEWED_CLOCK: "RequestTimeTooSkewed RequestExpired RequestInTheFuture",
+    NO_BUCKET: "NoSuchBucket InvalidBucketName",
+    WRONG_REGION: "PermanentRedirect AuthorizationHeaderMalformed TemporaryRedirect IllegalLocationConstraintException"
+    " Redirect",
+    SLOW_DOWN: "SlowDown Throttling ThrottlingException TooManyRequests RequestLimitExceeded ServiceUnavailable"
+    " BandwidthLimitExceeded",
+    TRY_AGAIN: "OperationAborted ConditionalRequestConflict RequestTimeout IncompleteBody BadDigest"
+    " XAmzContentSHA256Mismatch XAmzContentChecksumMismatch",
 }
-_CAUSE_OF_STATUS = {
-    **dict.fromkeys((301, 302, 307, 308), WRONG_REGION),
-    **dict.fromkeys((401, 403), NO_PERMISSION),
-    **dict.fromkeys((404, 405), NO_BUCKET),
-    **dict.fromkeys((408, 409), TRY_AGAIN),
-    **dict.fromkeys((429, 503), SLOW_DOWN),
-    407: NETWORK,
-    501: UNSUPPORTED,
+_CAUSE_OF_CODE = {code: cause for cause, codes in _CODES.items() for code in codes.split()}
+_STATUSES = {
+    WRONG_REGION: (301, 302, 307, 308),
+    NO_PERMISSION: (401, 403),
+    NO_BUCKET: (404, 405),
+    TRY_AGAIN: (408, 409),
+    SLOW_DOWN: (429, 503),
+    NETWORK: (407,),
+    UNSUPPORTED: (501,),
 }
+_CAUSE_OF_STATUS = {status: cause for cause, statuses in _STATUSES.items() for status in statuses}
 
 
 class UploadError(Exception):
@@ -141,12 +132,12 @@ class UploadError(Exception):
         self.cause = cause
 
 
-class Interrupted(Exception):  # noqa: N818 (a request from our own side, not an error)
-    """Raised by a body that is not to be read on, because the program stops."""
+class Interrupted(Exception):  # noqa: N818 (no error: the program was asked to stop)
+    """Raised in the middle of an upload when the program stops."""
 
 
 def status_and_code(error: Any) -> tuple[int, str]:
-    """Of a ClientError. The server wrote the code, so it is cut to what cannot break a log line."""
+    """Of a ClientError. The server wrote the code, so only what cannot harm a log line is kept of it."""
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     code = str(error.response.get("Error", {}).get("Code", ""))
     return status, re.sub(r"[^0-9A-Za-z.]", "", code)[:60]
@@ -155,13 +146,13 @@ def status_and_code(error: Any) -> tuple[int, str]:
 def cause_of_answer(status: int, code: str) -> Cause:
     if cause := _CAUSE_OF_CODE.get(code) or _CAUSE_OF_STATUS.get(status):
         return cause
-    return SERVER_ERROR if status >= 500 else REFUSED_FILE
+    return SERVER_ERROR if status >= 500 else REJECTED_FILE
 
 
 def cause_of_exception(error: Exception) -> tuple[Cause, str]:
-    """Of an upload that got no answer, with a detail from the operating system.
+    """Of an upload without an answer: the cause, and a detail from the operating system.
 
-    The exceptions' own texts hold the URL with the key, or what a credential_process wrote: they are never logged.
+    The exceptions' own texts are never logged: they hold the URL with the key, or what a credential_process wrote.
     """
     known = botocore.exceptions
     if isinstance(error, (known.NoCredentialsError, known.PartialCredentialsError)):
@@ -171,7 +162,7 @@ def cause_of_exception(error: Exception) -> tuple[Cause, str]:
     if isinstance(error, known.SSLError):
         reason = _why_not_trusted(error)
         return (TLS, reason) if reason else (CUT, _root_detail(error))
-    # Before any byte of the body: the network is at fault. Afterwards it may be this file.
+    # Without a connection the network is at fault. With one it may be this file.
     if isinstance(error, (known.EndpointConnectionError, known.ConnectTimeoutError, known.ProxyConnectionError)):
         return NETWORK, _root_detail(error)
     if isinstance(error, (known.ReadTimeoutError, known.ConnectionClosedError, known.HTTPClientError)):
@@ -182,7 +173,7 @@ def cause_of_exception(error: Exception) -> tuple[Cause, str]:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was made of, and so on."""
+    """The error, its cause, and so on."""
     seen: set[int] = set()
     inner: BaseException | None = error
     while inner is not None and id(inner) not in seen:
@@ -192,16 +183,53 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _why_not_trusted(error: BaseException) -> str:
-    """Empty when the certificate was not what went wrong."""
+    """Empty when the certificate was not the reason."""
     for inner in _chain(error):
         if isinstance(inner, ssl.SSLCertVerificationError):
             return inner.verify_message
         if isinstance(inner, CertificateError):
-            return "it is made out to another name"
+            return "it is for another name"
     return ""
 
 
 def _root_detail(error: BaseException) -> str:
-    """The words of the innermost error of the operating system, else the name of the outermost one."""
+    """The text of the innermost error of the operating system, else the type of the outermost error."""
     words = [inner.strerror for inner in _chain(error) if isinstance(inner, OSError) and inner.strerror]
     return words[-1] if words else type(error).__name__
+
+
+class UploadErrorLog:
+    """Logs each cause once, and once that uploads work again, however many tries that took. For any thread."""
+
+    def __init__(self) -> None:
+        self._once = OncePerCause()  # a cause is (Cause, bucket), the bucket empty unless it alone is concerned
+        self._lock = threading.Lock()
+        self._down: set[str] = set()  # buckets that accept nothing; "" stands for all of S3
+
+    def failed(self, media_type: MediaType, error: UploadError) -> None:
+        cause = error.cause
+        bucket = media_type.bucket if cause.scope is FailureScope.BUCKET else ""
+        if cause.scope in (FailureScope.EVERYTHING, FailureScope.BUCKET):
+            self.bucket_is_down(bucket)
+        if self._once.is_new((cause, bucket)):
+            which = f"{media_type.word}s" if bucket else cause.scope.value
+            log.warning("uploads of %s fail: %s; nothing is lost", which, error)
+
+    def bucket_is_down(self, bucket: str) -> None:
+        """From now on nothing is expected to go through, so that the next success is worth a line."""
+        with self._lock:
+            self._down.add(bucket)
+
+    def succeeded(self, media_type: MediaType, pending: Callable[[], Pending]) -> None:
+        bucket = media_type.bucket
+        with self._lock:
+            over = self._down & {"", bucket}
+            self._down -= over
+        self._once.forget(lambda told: told[0].scope is FailureScope.EVERYTHING or told[1] == bucket)
+        if over:
+            left = pending()
+            log.info("uploads work again; still queued: %d images, %d videos", left.images, left.videos)
+
+    def nothing_failed(self) -> None:
+        """A whole sweep went well, so that causes that concern single files are logged again when they come back."""
+        self._once.forget(lambda told: not told[1])

@@ -1,6 +1,6 @@
-"""One PutObject to any S3 server: fresh connection, checked certificate, no object twice.
+"""One PutObject to any S3 server: a fresh connection, a checked certificate, no object twice.
 
-This module holds the only boto3 client. It never retries for long: the queue on the disk is the retry.
+This module holds the only boto3 client. It tries twice at most; the sweep tries again later.
 """
 
 from __future__ import annotations
@@ -32,55 +32,57 @@ from guardianberry.upload.errors import (
     NOT_S3,
     PLAIN_HTTP,
     UNSUPPORTED,
+    Cause,
+    FailureScope,
     UploadError,
     cause_of_answer,
     cause_of_exception,
     status_and_code,
 )
-from guardianberry.upload.queue import Body
+from guardianberry.upload.upload_file import Body
 
 log = logging.getLogger(__name__)
 
-_CONNECT_TIMEOUT_S = 5  # also the longest that one block may take to get into the socket
+_CONNECT_TIMEOUT_S = 5  # also for a block of the body to fit into the socket's buffer
 _READ_TIMEOUT_S = 10
-_ATTEMPTS = 2  # a second one rides out a hiccup; everything longer is the sweep's
-# What one upload may have under way on the network; Linux doubles it, to 32 KiB. Left alone it grows to 4 MB, which on
-# a home's 300 kbit/s uplink takes longer to leave than S3's answer may take, and an alert would queue behind it. 32 KiB
-# leave within a second there, and still carry 8 Mbit/s to a server 30 ms away.
+_ATTEMPTS = 2  # the second one helps in a short disturbance; the sweep handles longer ones
+# The send buffer of a connection; Linux doubles it, to 32 KiB. By default it grows to 4 MB. On a home's uplink of
+# 300 kbit/s that takes longer to send than the read timeout, and an alert would have to wait for it. 32 KiB are sent
+# within a second there, and are enough for 8 Mbit/s to a server 30 ms away.
 _SEND_BUFFER_BYTES = 16 * 1024
 
 
 def keep_libraries_quiet() -> None:
-    """No debug line of the libraries, at whatever level the root logger is: theirs hold signatures and session tokens.
+    """No log line of the libraries, whatever the root logger's level is.
 
-    Their warnings go too: one of them quotes what a credential_process wrote. Everything they have to say comes out of
-    `put` as an exception anyway.
+    Debug lines hold signatures and session tokens, and a warning quotes what a credential_process wrote. All that
+    matters comes out of `put` as an exception.
     """
     for name in ("boto3", "botocore", "urllib3", "s3transfer"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
-class _LeanFiles(botocore.loaders.JSONFileLoader):
-    """The descriptions of AWS that botocore reads, without their prose: 6 MB less for as long as the daemon runs."""
+class _FilesWithoutDocumentation(botocore.loaders.JSONFileLoader):
+    """Reads botocore's descriptions of AWS without their documentation: 6 MB less for as long as the daemon runs."""
 
     def load_file(self, file_path: str) -> Any:
         for ending, open_file in ((".json", open), (".json.gz", gzip.open)):
             try:
                 with open_file(file_path + ending, "rb") as file:
-                    return json.load(file, object_pairs_hook=_without_prose)
+                    return json.load(file, object_pairs_hook=_without_documentation)
             except FileNotFoundError:
                 continue
         return None
 
 
-def _without_prose(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_documentation(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return {key: "" if key == "documentation" and isinstance(value, str) else value for key, value in pairs}
 
 
 class S3:
-    """The one client, made at the first use and made anew when the credentials on this machine have changed.
+    """The one client. It is made at the first use, and made anew after an error that does not pass by itself.
 
-    Safe to use from several threads.
+    So credentials and configuration that were corrected on the disk are used without a restart. For any thread.
     """
 
     def __init__(self, *, server_side_encryption: str | None) -> None:
@@ -88,24 +90,22 @@ class S3:
         self._condition = {"IfNoneMatch": "*"}
         self._lock = threading.Lock()
         self._client: Any = None
-        self._credentials: Any = None  # of `_client`; they renew themselves where they can
-        self._made_of: Any = None  # the credentials and the configuration files' content behind `_client`
-        self._distrusted = False  # True: what `_client` was made of may have been corrected since
+        self._credentials: Any = None  # of `_client`; those that can be renewed renew themselves
         keep_libraries_quiet()
 
     def prepare(self) -> None:
-        """Make the client, which takes a Pi a second or two that the first alert should not wait for.
+        """Make the client. It takes a Pi a second or two, and the first alert should not wait for that.
 
-        Raises UploadError; connects to nothing.
+        Connects to nothing. Raises UploadError.
         """
         self._ready_client()
 
     def put(
         self, bucket: str, key: str, body: Body, *, crc32_base64: str, content_type: str, metadata: Mapping[str, str]
     ) -> bool:
-        """Store `body` as one object; False when it is already there. Raises UploadError, or what `body` raises.
+        """Store `body` as one object. True: stored now. False: it was there already. S3 has confirmed either.
 
-        Either way of returning means that S3 has confirmed the object.
+        Raises UploadError, or what `body` raises.
         """
         client = self._ready_client()
         asked = {"Bucket": bucket, "Key": key, "Body": body, "ContentType": content_type, "Metadata": dict(metadata)}
@@ -115,14 +115,14 @@ class S3:
         if stored is None and condition:
             stored = self._put_once(client, **asked)
             if stored is not None:
-                log.info("this S3 server knows no conditional writes; going on without them")
+                log.info("this S3 server does not support conditional writes; uploads go on without them")
                 self._condition = {}
         if stored is None:
             raise UploadError(UNSUPPORTED, "HTTP 501")
         return stored
 
     def _put_once(self, client: Any, **asked: Any) -> bool | None:
-        """True: stored. False: it was there before. None: the server lacks what was asked of it (501)."""
+        """True: stored. False: it was there already. None: the server does not support the request (501)."""
         body = asked["Body"]
         body.seek(0)
         try:
@@ -134,49 +134,47 @@ class S3:
             if status == 501:
                 return None
             cause = cause_of_answer(status, code)
-            if error.operation_name != "PutObject":  # an assumed role was refused, before S3 was asked anything
+            if error.operation_name != "PutObject":  # a role could not be assumed; S3 was asked nothing
                 cause = CREDENTIALS_UNREADABLE
-            self._distrusted = self._distrusted or not cause.passes
-            raise UploadError(cause, f"HTTP {status} {code}") from error
+            raise self._failed(cause, f"HTTP {status} {code}") from error
         except (botocore.exceptions.BotoCoreError, botocore.parsers.ResponseParserError) as error:
             if body.error is not None:  # the disk failed, not the network
                 raise body.error from error
-            cause, detail = cause_of_exception(error)
-            self._distrusted = self._distrusted or not cause.passes
-            raise UploadError(cause, detail) from error
-        if not answer.get("ETag"):  # a page that says "log in to this Wi-Fi" is a 200 too
+            raise self._failed(*cause_of_exception(error)) from error
+        if not answer.get("ETag"):  # the login page of a public Wi-Fi is a 200, too
             raise UploadError(NOT_S3, "HTTP 200 without an ETag")
         return True
+
+    def _failed(self, cause: Cause, detail: str) -> UploadError:
+        if not cause.passes and cause.scope is not FailureScope.FILE_FOR_LONG:
+            self._client = None
+        return UploadError(cause, detail)
 
     def _ready_client(self) -> Any:
         with self._lock:
             try:
-                if self._client is None or self._distrusted:
-                    self._make_client()
-                    self._distrusted = False
-                # Renewed here if need be, and not while a request is signed, where the error would be taken for S3's.
+                client = self._client
+                if client is None:
+                    client = self._client = self._make_client()
+                # Renews them if necessary. While a request is signed, an error of it would look like one of S3.
                 self._credentials.get_frozen_credentials()
             except botocore.exceptions.BotoCoreError as error:
                 raise UploadError(*cause_of_exception(error)) from error
-            except botocore.exceptions.ClientError as error:  # of the service that hands a role's credentials out
+            except botocore.exceptions.ClientError as error:  # of the service that issues a role's credentials
                 raise UploadError(CREDENTIALS_UNREADABLE, status_and_code(error)[1]) from error
             except (OSError, ValueError, RuntimeError) as error:  # a credential_process: not there, no JSON, old keys
                 raise UploadError(CREDENTIALS_UNREADABLE, type(error).__name__) from error
-            return self._client
+            return client
 
-    def _make_client(self) -> None:
-        """Look credentials and configuration up afresh; a new client unless the present one was made of the same."""
+    def _make_client(self) -> Any:
+        """A client with the credentials and the configuration as they are on the disk now. Raises UploadError."""
         core = botocore.session.Session()
-        core.get_component("data_loader").file_loader = _LeanFiles()
-        # A camera is no EC2 machine, and whoever answers 169.254.169.254 in its network would hand us *his* keys.
+        core.get_component("data_loader").file_loader = _FilesWithoutDocumentation()
+        # A camera is not an EC2 machine. In its network anybody could answer at 169.254.169.254 and give us *his* keys.
         core.get_component("credential_provider").remove("iam-role")
-        credentials = core.get_credentials()
-        if credentials is None:
-            self._client = None
+        self._credentials = core.get_credentials()
+        if self._credentials is None:
             raise UploadError(NO_CREDENTIALS)
-        made_of = (credentials.get_frozen_credentials(), core.full_config)
-        if self._client is not None and made_of == self._made_of:
-            return
         config = Config(
             connect_timeout=_CONNECT_TIMEOUT_S,
             read_timeout=_READ_TIMEOUT_S,
@@ -184,25 +182,25 @@ class S3:
         )
         try:
             client = boto3.session.Session(botocore_session=core).client("s3", config=config)
-        except ValueError as error:  # an endpoint that is no URL; its text may hold a password
+        except ValueError as error:  # an endpoint that is not a URL; the text may hold a password
             raise UploadError(BAD_SET_UP, "the endpoint is not a URL") from error
         url = urlsplit(client.meta.endpoint_url)
         if url.scheme != "https" and not _is_loopback(url.hostname or ""):
             raise UploadError(PLAIN_HTTP)
         client.meta.events.register("before-send.s3.PutObject", _sender(core))
-        self._client, self._credentials, self._made_of = client, credentials, made_of
+        return client
 
 
 def _sender(core: Any) -> Callable[..., Any]:
-    """What sends a signed request in place of botocore's connection pool.
+    """Sends a signed request in place of botocore's connection pool.
 
-    Each upload has a fresh connection: one that was kept alive and then dropped without a word by a home router would
-    cost an alert the ten seconds until that is noticed. The certificate is always checked.
+    Each upload has a fresh connection. A home router drops an idle one without telling either end; an alert would wait
+    for the read timeout of ten seconds until that is noticed. The certificate is always checked.
     """
     verify = core.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE") or True
 
     def send(request: Any, **_: Any) -> Any:
-        plain = urlsplit(request.url).scheme != "https"  # only ever to this machine: no proxy needs to see it
+        plain = urlsplit(request.url).scheme != "https"  # then the server is on this machine: no proxy
         request.headers["Connection"] = "close"
         session = botocore.httpsession.URLLib3Session(
             verify=verify,

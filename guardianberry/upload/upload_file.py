@@ -1,0 +1,220 @@
+"""One file on its way to S3: whether it is fit for an upload, its key, its metadata, and its bytes in small blocks."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import os
+import stat
+import threading
+import uuid
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from guardianberry.filenames import ImageName, VideoName
+from guardianberry.mp4_boxes import read_boxes
+from guardianberry.upload.errors import Interrupted
+from guardianberry.upload.queue import QueuedFile
+
+_BLOCK_BYTES = 16 * 1024  # sent at once: 0.4 s on an uplink of 300 kbit/s
+# While an alert is being uploaded, other uploads send one block in this time: often enough that no server hangs up.
+_PAUSED_BLOCK_S = 8.0
+_HASH_BLOCK_BYTES = 1024 * 1024
+_MAX_OBJECT_BYTES = 5 * 1024**3  # S3 takes no more in one PutObject
+_KEY_NAMESPACE = uuid.UUID("4f0ed20b-7f0a-4a8e-9b6c-51d9ab1d5b8a")  # random; a change of it would change every key
+
+
+class UnfitError(Exception):
+    """The file must not be uploaded. The text says why, for a person."""
+
+
+class Gate:
+    """Pauses other uploads while an alert is being uploaded, so that the alert has the uplink for itself."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._alerts = 0
+        self._stopping = False
+
+    @contextmanager
+    def alert(self) -> Iterator[None]:
+        with self._changed:
+            self._alerts += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._alerts -= 1
+                self._changed.notify_all()
+
+    def wait_for_alerts(self) -> None:
+        """Returns when no alert is being uploaded, after `_PAUSED_BLOCK_S` at the latest. Raises Interrupted."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._alerts == 0 or self._stopping, _PAUSED_BLOCK_S)
+            if self._stopping:
+                raise Interrupted
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+
+class Body:
+    """What boto3 reads of an open file: one small block at a time. `before_block` is called first and may wait.
+
+    The length is fixed at the start. If the file becomes shorter or cannot be read, the upload ends with an OSError,
+    which is kept in `error`, because botocore reports it as an error of the network.
+    """
+
+    def __init__(self, descriptor: int, size_bytes: int, before_block: Callable[[], None]) -> None:
+        self.error: OSError | None = None
+        self._descriptor = descriptor
+        self._size_bytes = size_bytes
+        self._position = 0
+        self._before_block = before_block
+
+    def read(self, size: int = -1) -> bytes:
+        left_bytes = self._size_bytes - self._position
+        wanted_bytes = min(left_bytes, _BLOCK_BYTES if size < 0 else size, _BLOCK_BYTES)
+        if wanted_bytes <= 0:
+            return b""
+        self._before_block()
+        try:
+            block = os.pread(self._descriptor, wanted_bytes, self._position)
+            if not block:
+                raise OSError("it became shorter during the upload")
+        except OSError as error:
+            self.error = error
+            raise
+        self._position += len(block)
+        return block
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size_bytes}[whence]
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+
+class OpenFile:
+    """A queued file, opened and found fit. Use it as a context manager."""
+
+    def __init__(self, queued: QueuedFile) -> None:
+        """Raises FileNotFoundError when the file is gone, UnfitError when it must not be uploaded."""
+        self.queued = queued
+        self._descriptor = _open(queued.path)
+        try:
+            self._stat = os.fstat(self._descriptor)
+            self.size_bytes = self._stat.st_size
+            self._check()
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def __enter__(self) -> OpenFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def body(self, before_block: Callable[[], None]) -> Body:
+        return Body(self._descriptor, self.size_bytes, before_block)
+
+    def key_and_crc32(self, serial: str) -> tuple[str, str]:
+        """The object's key, and the content's CRC-32 as S3 wants it.
+
+        The key is a UUID made of the content, the time of its last change, the serial number and the media type. It is
+        the same at every try, after a restart and under another name. Two events never share one: a looped film can
+        give them the same picture, but not at the same nanosecond. Nothing can be read off the key.
+        """
+        content, crc32, offset = hashlib.sha256(), 0, 0
+        while block := os.pread(self._descriptor, _HASH_BLOCK_BYTES, offset):
+            content.update(block)
+            crc32 = zlib.crc32(block, crc32)
+            offset += len(block)
+        media_type = self.queued.media_type
+        seed = f"{serial}/{media_type.word}/{self._stat.st_mtime_ns}/{content.hexdigest()}"
+        return f"{uuid.uuid5(_KEY_NAMESPACE, seed)}{media_type.suffix}", base64.b64encode(crc32.to_bytes(4)).decode()
+
+    def delete(self) -> bool:
+        """Remove the file from the disk. False, and nothing removed, if it was changed or replaced since the opening.
+
+        Raises OSError.
+        """
+        try:
+            if _version(os.stat(self.queued.path, follow_symlinks=False)) != _version(self._stat):
+                return False
+            os.unlink(self.queued.path)
+        except FileNotFoundError:  # renamed or removed by another program
+            return False
+        return True
+
+    def _check(self) -> None:
+        if not stat.S_ISREG(self._stat.st_mode):
+            raise UnfitError("it is not an ordinary file")
+        if self.size_bytes == 0:
+            raise UnfitError("it is empty")
+        if self.size_bytes > _MAX_OBJECT_BYTES:
+            raise UnfitError("it is larger than the 5 GiB that S3 takes at once")
+        is_image = self.queued.media_type.name_type is ImageName
+        try:
+            if is_image and not _is_whole_jpeg(self._descriptor, self.size_bytes):
+                raise UnfitError("it is not a complete JPEG")
+            if not is_image and not _is_playable_mp4(self._descriptor, self.size_bytes):
+                raise UnfitError("it is not a complete MP4")
+        except OSError as error:
+            raise UnfitError(f"it cannot be read: {error.strerror}") from error
+
+
+def _version(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _open(path: Path) -> int:
+    """Follows no link, and does not wait for the other end of a named pipe."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if path.is_symlink():
+            raise UnfitError("it is a link") from error
+        raise UnfitError(f"it cannot be opened: {error.strerror}") from error
+
+
+def _is_whole_jpeg(descriptor: int, size_bytes: int) -> bool:
+    return os.pread(descriptor, 3, 0) == b"\xff\xd8\xff" and os.pread(descriptor, 2, size_bytes - 2) == b"\xff\xd9"
+
+
+def _is_playable_mp4(descriptor: int, size_bytes: int) -> bool:
+    """`ftyp` first, a whole `moov`, and media. Only a fragmented file may end in the middle of a box."""
+    seen: set[bytes] = set()
+    try:
+        for box in read_boxes(descriptor, size_bytes):
+            if not seen and box.name != b"ftyp":
+                return False
+            if box.end_bytes > size_bytes:
+                return {b"moov", b"mdat", b"moof"} <= seen
+            seen.add(box.name)
+    except ValueError:
+        return False
+    return {b"moov", b"mdat"} <= seen
+
+
+def metadata(queued: QueuedFile, common: dict[str, str]) -> dict[str, str]:
+    """The object's metadata: `common`, and the fields of the file's name."""
+    fields = {field: str(value) for field, value in dataclasses.asdict(queued.name).items()}
+    if isinstance(queued.name, VideoName):
+        fields["duration_s"] = fields["duration"]  # the name that the deployed backend reads
+    return {**common, **fields}
+
+
+def header_value(text: str) -> str:
+    """`text` as it may stand in an HTTP header and fits S3's 2 KB for all metadata: printable ASCII, 200 characters."""
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in text)[:200].strip()
