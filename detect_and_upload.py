@@ -139,11 +139,9 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
         width_px=FRAME_WIDTH_PX,
         height_px=FRAME_HEIGHT_PX,
         frame_rate_fps=FRAME_RATE_FPS,
-        intra_frames=KEY_FRAME_INTERVAL_FRAMES,
         bitrate_bps=BITRATE_BPS,
         stream_url=STREAM_URL,
         pre_roll_s=PRE_ROLL_S,
-        stall_s=CAMERA_STALL_S,
         wait_for_other_users=not demo,  # a demo leaves the camera alone, so it need not wait for it
     )
     gate = MotionGate(max_blind_s=MAX_BLIND_S)

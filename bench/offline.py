@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import detect_and_upload as script
 from bench.report import ROOT
-from guardianberry.camera.h264 import Decoder, Frame, Splitter
+from guardianberry.camera.decoder import Decoder, Frame
+from guardianberry.camera.h264 import Splitter
 from guardianberry.detection.detector import Detector
 from guardianberry.detection.motion import MotionGate
 from guardianberry.detection.weights import find_graph

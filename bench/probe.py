@@ -21,7 +21,7 @@ from typing import Any
 
 # part: where it happens. A part called within another counts for both.
 PARTS = {
-    "decode": ("guardianberry.camera.h264", "Decoder", "decode"),
+    "decode": ("guardianberry.camera.decoder", "Decoder", "decode"),
     "gate": ("guardianberry.detection.motion", "MotionGate", "needs_look"),
     "detect": ("guardianberry.detection.detector", "Detector", "find_people"),
     "image": ("guardianberry.recording.events", "EventFiles", "start"),
@@ -51,7 +51,7 @@ class Watch:
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         watched = [(part, place) for part, place in PARTS.items() if place[0] == name]
-        if name != "guardianberry.camera.h264" and not watched:
+        if name != "guardianberry.camera.decoder" and not watched:
             return None
         sys.meta_path.remove(self)
         try:
@@ -67,7 +67,7 @@ class Watch:
             for part, (_, holder, method) in watched:
                 owner = getattr(module, holder)
                 setattr(owner, method, counted(part, getattr(owner, method)))
-            if name == "guardianberry.camera.h264":
+            if name == "guardianberry.camera.decoder":
                 count_conversions(module.Frame)
 
         spec.loader.exec_module = execute_and_watch  # type: ignore[method-assign]

@@ -21,7 +21,8 @@ import cv2
 import detect_and_upload as script
 from bench import offline
 from bench.report import spread, table, write_section
-from guardianberry.camera.h264 import AccessUnit, Decoder, Splitter
+from guardianberry.camera.decoder import Decoder
+from guardianberry.camera.h264 import AccessUnit, Splitter
 from guardianberry.recording.mp4 import Mp4Writer
 
 SECONDS, RATE_FPS = 20, 10

@@ -18,17 +18,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from guardianberry.camera import process as camera_program
+from guardianberry.camera import command as camera_command
+from guardianberry.camera import process as camera_process
 from guardianberry.camera import supervisor as camera_module
-from guardianberry.camera.process import (
-    CameraError,
-    CameraProcess,
-    Settings,
-    command_line,
-    fault_of_exit,
-    find_program,
-    running_cameras,
-)
+from guardianberry.camera.command import Settings, command_line, find_program
+from guardianberry.camera.others import running_cameras
+from guardianberry.camera.process import CameraError, CameraProcess, fault_of_exit
 from guardianberry.camera.supervisor import Camera, fault_of_stream
 from tests.h264 import units
 from tests.s3_server import free_port
@@ -90,7 +85,6 @@ class Bench:
             "width_px": 160,
             "height_px": 96,
             "frame_rate_fps": 10,
-            "intra_frames": 10,
             "bitrate_bps": 1_000_000,
             "stream_url": "tcp://127.0.0.1:8888",
             "pre_roll_s": 1.0,
@@ -195,7 +189,7 @@ def test_video_comes_from_the_program_on_path_with_the_agreed_command_line(bench
     ],
 )
 def test_options_that_not_every_version_knows_are_used_where_help_lists_them(help_text, expected) -> None:
-    command = command_line("/usr/bin/rpicam-vid", Settings(640, 480, 10, 10, 2_000_000), help_text)
+    command = command_line("/usr/bin/rpicam-vid", Settings(640, 480, 10, 2_000_000), help_text)
     assert command[command.index("--flush") :] == expected
 
 
@@ -208,20 +202,20 @@ def test_help_is_asked_once_a_program_and_one_that_hangs_holds_up_nothing(bench,
     bench.until(lambda: len(bench.launches) == 4, "launches")
     assert len(asked) == 2, "once without an answer, once with one"
     assert ["--low-latency" in arguments for _, arguments in bench.launches] == [False, True, True, True]
-    monkeypatch.setattr(camera_program, "HELP_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(camera_command, "HELP_TIMEOUT_S", 0.3)
     slow = bench.folder / "slow"
     slow.write_text("#!/bin/sh\nexec sleep 60\n")
     slow.chmod(0o755)
     started_s = time.monotonic()
-    assert camera_program.ask_for_help(str(slow)) is None
+    assert camera_command.ask_for_help(str(slow)) is None
     assert time.monotonic() - started_s < 5
-    assert camera_program.ask_for_help(str(bench.folder / "missing")) is None
+    assert camera_command.ask_for_help(str(bench.folder / "missing")) is None
 
 
 def test_the_older_name_is_found_and_the_newer_one_preferred(bench) -> None:
     with pytest.raises(CameraError, match=r"neither rpicam-vid nor libcamera-vid .*rpicam-apps") as error:
         find_program()
-    assert error.value.fault.kind == "not installed"
+    assert error.value.fault.cause == "not installed"
     old = bench.program(FOREVER, name="libcamera-vid")
     assert find_program() == str(old)
     new = bench.program(FOREVER)
@@ -260,7 +254,9 @@ CAUSES = {
 def test_video_comes_back_and_the_log_names_the_cause_once(bench, caplog, monkeypatch, cause) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr(camera_module, "FIRST_BYTE_S", STALL_S)
-    monkeypatch.setattr(camera_program, "LADDER", ((signal.SIGINT, 0.2), (signal.SIGTERM, 0.2), (signal.SIGKILL, 1.0)))
+    monkeypatch.setattr(
+        camera_process, "STOP_SIGNALS", ((signal.SIGINT, 0.2), (signal.SIGTERM, 0.2), (signal.SIGKILL, 1.0))
+    )
     body, expected = CAUSES[cause]
     bench.program(f"if LAUNCH > 2: play(10 ** 6); hang()\n{body}")
     bench.record("video", units(40, width=160, height=96) * 20)
@@ -318,7 +314,7 @@ def test_frame_numbers_go_on_over_relaunches_and_taps_of_the_old_stream_end(benc
     assert bench.camera.clip_start_s() > 0
 
 
-def test_another_picture_size_after_a_relaunch_is_seen(bench) -> None:
+def test_another_picture_size_after_a_relaunch_is_used(bench) -> None:
     bench.record("other", units(40, width=320, height=240))
     bench.program("if LAUNCH == 1: play(15); sys.exit(1)\nwhile True: play(name='other')")
     bench.use()
@@ -331,7 +327,25 @@ def test_another_picture_size_after_a_relaunch_is_seen(bench) -> None:
     bench.until(lambda: bench.camera.stream.size == (320, 240), "size of the stream")
 
 
-def test_pauses_between_tries_grow_to_a_cap_and_start_afresh_after_a_healthy_spell(bench, monkeypatch) -> None:
+def test_another_picture_size_in_mid_stream_ends_the_clip_and_the_camera_is_started_again(bench, caplog) -> None:
+    caplog.set_level("INFO")
+    bench.record("other", units(20, width=320, height=240))
+    bench.program("play(15)\nif LAUNCH == 1: play(name='other'); hang()\nwhile True: play()")
+    bench.use()
+    bench.until_pictures()
+    tap = bench.camera.open_tap()
+    bench.until(lambda: "is back" in caplog.text, "not started again")
+    assert len(bench.launches) == 2
+    got = []
+    while (unit := tap.get(1)) is not None:
+        got.append((unit.width, unit.height))
+    assert got == [(160, 96)] * 15
+    (warning,) = warnings(caplog)
+    assert "the picture size changed from 160x96 to 320x240" in warning
+    assert not is_running(bench.launches[0][0])
+
+
+def test_pauses_between_tries_grow_to_a_cap_and_start_afresh_after_a_healthy_spell(bench, monkeypatch, caplog) -> None:
     monkeypatch.setattr(camera_module, "BACK_OFF_S", (0.5, 1.0, 2.0, 4.0))
     now_s = [100.0]
     tries = []
@@ -356,8 +370,15 @@ def test_pauses_between_tries_grow_to_a_cap_and_start_afresh_after_a_healthy_spe
         now_s[0] += camera_module.HEALTHY_S / 20
         assert bench.camera.newest_frame(timeout_s=WAIT_S) is not None
         bench.camera.check_and_launch_libcamera()
-    assert bench.camera._tries == 0
-    assert bench.camera._told == set()
+    healthy.clear()
+    bench.camera.stream.close()
+    tries.clear()
+    before_s = now_s[0]
+    for _ in range(20):
+        bench.camera.check_and_launch_libcamera()
+        now_s[0] += 0.125
+    assert [at_s - before_s for at_s in tries][:2] == [0.0, 0.5], "the pauses are short again"
+    assert len([warning for warning in warnings(caplog) if "not there" in warning]) == 2, "said again"
 
 
 def test_a_camera_that_comes_and_goes_does_not_fill_the_log(bench, caplog) -> None:
@@ -375,22 +396,22 @@ def test_streams_without_use_are_faults_and_healthy_ones_are_not(bench) -> None:
         started_s = last_byte_s = last_unit_s = last_key_s = 100.0
         failing_since_s: float | None = None
 
-    def kind_at(now_s: float, **state: object) -> str | None:
+    def cause_at(now_s: float, **state: object) -> str | None:
         stream = FakeStream()
         vars(stream).update(state)
         fault = fault_of_stream(stream, now_s, 2.0)
-        return fault and fault.kind
+        return fault and fault.cause
 
-    assert kind_at(101.9) is None
-    assert kind_at(102.1) == "stalled"
-    assert kind_at(102.1, received_bytes=0) is None, "a camera may take its time to the first byte"
-    assert kind_at(103.1, received_bytes=0) == "stalled"
+    assert cause_at(101.9) is None
+    assert cause_at(102.1) == "stalled"
+    assert cause_at(102.1, received_bytes=0) is None, "a camera may take its time to the first byte"
+    assert cause_at(103.1, received_bytes=0) == "stalled"
     flowing = {"last_byte_s": 199.9, "last_unit_s": 199.9, "last_key_s": 199.0}
-    assert kind_at(200.0, **flowing) is None
-    assert kind_at(200.0, **{**flowing, "last_unit_s": 190.0}) == "garbage"
-    assert kind_at(200.0, **{**flowing, "last_key_s": 130.0}) == "no key frame"
-    assert kind_at(200.0, **flowing, failing_since_s=195.0) is None
-    assert kind_at(200.0, **flowing, failing_since_s=180.0) == "garbage"
+    assert cause_at(200.0, **flowing) is None
+    assert cause_at(200.0, **{**flowing, "last_unit_s": 190.0}) == "garbage"
+    assert cause_at(200.0, **{**flowing, "last_key_s": 130.0}) == "no key frame"
+    assert cause_at(200.0, **flowing, failing_since_s=195.0) is None
+    assert cause_at(200.0, **flowing, failing_since_s=180.0) == "garbage"
 
 
 def test_a_refused_codec_is_asked_for_by_its_other_name(bench) -> None:
@@ -409,7 +430,7 @@ def test_a_refused_codec_is_asked_for_by_its_other_name(bench) -> None:
 def test_reasons_are_read_off_the_last_words() -> None:
     assert fault_of_exit("x", -9, []).text == "x died with signal SIGKILL (no message)"
     assert fault_of_exit("x", -99, []).text == "x died with signal 99 (no message)"
-    assert fault_of_exit("x", 255, ["a", "b"]).kind == fault_of_exit("x", 255, ["c"]).kind == "died code 255"
+    assert fault_of_exit("x", 255, ["a", "b"]).cause == fault_of_exit("x", 255, ["c"]).cause == "died code 255"
 
 
 # ---- Stopping
@@ -480,7 +501,7 @@ DAEMON = """
 import sys, time
 sys.path.insert(0, {root!r})
 from guardianberry.camera.supervisor import Camera
-camera = Camera(width_px=160, height_px=96, frame_rate_fps=10, intra_frames=10, bitrate_bps=1000000,
+camera = Camera(width_px=160, height_px=96, frame_rate_fps=10, bitrate_bps=1000000,
                 stream_url="tcp://127.0.0.1:8888", pre_roll_s=1, stall_s=60, wait_for_other_users=False)
 camera.check_and_launch_libcamera()
 while True:
@@ -587,7 +608,7 @@ def test_camera_programs_are_told_from_programs_that_only_mention_one(bench) -> 
 
 
 def test_a_process_that_cannot_be_started_is_a_fault_and_leaks_nothing(bench, monkeypatch) -> None:
-    monkeypatch.setattr(camera_program.shutil, "which", lambda name: None)
+    monkeypatch.setattr(camera_process.shutil, "which", lambda name: None)
     before = psutil.Process().num_fds()
     with pytest.raises(CameraError, match="cannot be started"):
         CameraProcess([str(bench.folder / "missing")])

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from guardianberry.camera.process import RunningCamera
+from guardianberry.camera.others import RunningCamera
 from guardianberry.doctor import machine as check_machine
 from guardianberry.doctor import page as doctor
 from guardianberry.doctor.camera import CameraPlan, ModelPlan

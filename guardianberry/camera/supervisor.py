@@ -1,7 +1,7 @@
-"""Keeps video flowing: reads a hand-started stream or starts the camera program, watches it, stops it, starts it anew.
+"""Keeps video coming: reads a hand-started stream or starts the camera program, watches it, replaces it on a fault.
 
-`Camera` is driven by one loop in the program's main thread, which calls `check_and_launch_libcamera` on every pass.
-Liveness is the age of the last byte, not the process: a hung sensor keeps rpicam-vid alive and silent for ever.
+The main loop calls `Camera.check_and_launch_libcamera` on every pass. A camera is alive while bytes arrive, whatever
+its process does: with a hung sensor rpicam-vid runs on, silent for ever.
 """
 
 import logging
@@ -11,33 +11,29 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from guardianberry.camera.process import (
-    CameraError,
-    CameraProcess,
-    Fault,
-    RunningCamera,
-    Settings,
-    ask_for_help,
-    command_line,
-    fault_of_exit,
-    find_program,
-    running_cameras,
-)
-from guardianberry.camera.stream import Frame, Stream, Tap
+from guardianberry.camera.command import Settings, ask_for_help, command_line, find_program
+from guardianberry.camera.decoder import Frame
+from guardianberry.camera.others import RunningCamera, running_cameras
+from guardianberry.camera.process import CameraError, CameraProcess, Fault, fault_of_exit
+from guardianberry.camera.ring import Tap
+from guardianberry.camera.stream import Stream
+from guardianberry.logs import OncePerCause
 
 log = logging.getLogger(__name__)
 
+# Without a byte for so long the camera hangs; a healthy one never pauses for a second. rpicam-vid does not end then.
+STALL_S = 5.0
 # Pause before the next try in a row, from the start of the last one; the last value repeats.
 BACK_OFF_S = (0.5, 1.0, 2.0, 4.0)
-# So much unbroken video, and the outage counts as over: back-off and warnings start afresh.
+# After so much video without a fault the outage is over: short pauses and warnings again.
 HEALTHY_S = 10.0
-# A camera takes a while to its first byte; with a shorter stall limit this one holds until then.
+# A camera takes a while to its first byte; a shorter stall limit begins after it.
 FIRST_BYTE_S = 5.0
-# Bytes flow, but nothing can be made of them.
+# Bytes arrive, but no frames can be made of them.
 NO_KEY_FRAME_S = 60.0
 UNDECODABLE_S = 10.0
 CONNECT_TIMEOUT_S = 1.0
-# Wakes a waiting consumer at shutdown, whose signal handler only sets a flag.
+# How soon a waiting consumer notices the stop flag that the signal handler sets.
 WAKE_S = 0.25
 _NEVER = threading.Event()
 
@@ -53,24 +49,23 @@ def fault_of_stream(stream: Stream, now_s: float, stall_s: float) -> Fault | Non
         return Fault("no key frame", f"sent no key frame for {now_s - stream.last_key_s:.0f} s")
     failing_s = stream.failing_since_s
     if failing_s is not None and now_s - failing_s > max(stall_s, UNDECODABLE_S):
-        return Fault("garbage", f"no picture could be decoded for {now_s - failing_s:.1f} s")
+        return Fault("garbage", f"no frame could be decoded for {now_s - failing_s:.1f} s")
     return None
 
 
 class Camera:
-    """The one source of video: a stream by hand if there is one, else our own child. Used from the main thread."""
+    """The source of video: a hand-started stream if there is one, else our own child. Used from the main thread."""
 
     def __init__(
         self,
         *,
         width_px: int,
         height_px: int,
-        frame_rate_fps: int,
-        intra_frames: int,
+        frame_rate_fps: float,
         bitrate_bps: int,
         stream_url: str,
         pre_roll_s: float,
-        stall_s: float,
+        stall_s: float = STALL_S,
         wait_for_other_users: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -78,7 +73,7 @@ class Camera:
         self.launches = 0
         self.state = "starting"  # starting, streaming, waiting, stopped
         self.reason = ""  # the last fault, for people
-        self._settings = Settings(width_px, height_px, frame_rate_fps, intra_frames, bitrate_bps)
+        self._settings = Settings(width_px, height_px, frame_rate_fps, bitrate_bps)
         url = urlsplit(stream_url)
         self._host, self._port = url.hostname or "127.0.0.1", url.port or 8888
         self._pre_roll_s = pre_roll_s
@@ -92,18 +87,16 @@ class Camera:
         self._next_number = 0
         self._tries = 0
         self._retry_at_s = clock()
-        self._is_announced = False
-        self._told: set[str] = set()
-        self._told_since_back = False
-        self._untold = 0  # faults of a kind that has been told already
+        self._causes = OncePerCause()
+        self._is_logged = False  # the present outage
 
     @property
     def relaunches(self) -> int:
-        """How often video had to be fetched anew since the start."""
+        """How often the camera has been replaced since the start."""
         return max(0, self.launches - 1)
 
     def check_and_launch_libcamera(self) -> None:
-        """Called on every pass: cheap while video flows, else stops what is broken and tries anew when it is time.
+        """Called on every pass: cheap while video arrives, else stops what is broken and tries again when it is time.
 
         Blocks for no longer than the stop ladder (2.5 s), or once for the camera program's --help.
         """
@@ -139,7 +132,7 @@ class Camera:
         return None
 
     def clip_start_s(self, at_s: float | None = None) -> float:
-        """When the first video arrived that a tap opened now would give; now, while there is none."""
+        """Arrival of the first video that a tap opened now would give; the time now, while there is none."""
         start_s = None if self.stream is None else self.stream.clip_start_s(at_s)
         return self._clock() if start_s is None else start_s
 
@@ -166,7 +159,6 @@ class Camera:
             self._failed(error.fault)
         else:
             self.launches += 1
-            self._is_announced = False
             self.state = "starting"
             self.stream = Stream(fd, pre_roll_s=self._pre_roll_s, clock=self._clock, first_number=self._next_number)
         self._retry_at_s = started_s + pause_s
@@ -178,7 +170,7 @@ class Camera:
             if other.listens_on_port == self._port:
                 return self._connect(other)
         if others:
-            who = ", ".join(f"{other.name} (pid {other.pid})" for other in others)
+            who = ", ".join(map(str, others))
             raise CameraError(f"held {who}", f"the camera is used by {who}: waiting until it ends")
         program = find_program()
         command = command_line(program, self._settings, self._help_of(program), self._codec)
@@ -188,13 +180,12 @@ class Camera:
         return self._process.video_fd
 
     def _connect(self, other: RunningCamera) -> int:
+        where = f"tcp://{self._host}:{self._port}"
         try:
             connection = socket.create_connection((self._host, self._port), CONNECT_TIMEOUT_S)
         except OSError as error:
-            where = f"tcp://{self._host}:{self._port}"
-            text = f"{other.name} (pid {other.pid}) should stream to {where}, which cannot be read: {error}"
-            raise CameraError("connect", text) from error
-        self._source = f"{other.name} (pid {other.pid}) on tcp://{self._host}:{self._port}"
+            raise CameraError("connect", f"{other} should stream to {where}, which cannot be read: {error}") from error
+        self._source = f"{other} on {where}"
         return connection.detach()
 
     def _help_of(self, program: str) -> str:
@@ -210,48 +201,39 @@ class Camera:
         assert self.stream is not None
         if not self.stream.ended:
             return fault_of_stream(self.stream, self._clock(), self._stall_s)
-        if self._process is None:
+        if self._process is None or self.stream.end_reason:
             return Fault("ended", f"{self._source} ended ({self.stream.end_reason or 'end of data'})")
         code = self._process.exit_code(timeout_s=0.3)
-        fault = fault_of_exit(self._process.name, code, self._process.last_words())
-        if fault.kind == "codec":  # some builds for the Pi 5 take H.264 to stdout only this way
+        fault = fault_of_exit(self._process.name, code, self._process.last_lines())
+        if fault.cause == "codec":  # some builds for the Pi 5 take H.264 to stdout only this way
             self._codec = "libav" if self._codec == "h264" else "h264"
         return fault
 
     def _healthy(self) -> None:
         assert self.stream is not None
         if self.stream.next_number == self._next_number:
-            return  # not a picture yet
-        if not self._is_announced:
-            self._is_announced = True
-            self._announce()
+            return  # no access unit yet
+        if self.state != "streaming":
+            self._announce(self.stream.size or (0, 0))
         if self._tries and self.stream.last_unit_s - self.stream.started_s > HEALTHY_S:
             self._tries = 0
-            self._told.clear()
-            if self._untold:
-                log.info("camera: steady for %.0f s now; %d relaunches so far", HEALTHY_S, self.relaunches)
-            self._untold = 0
+            if self._causes.forget():
+                log.info("camera: no fault for %.0f s; %d relaunches so far", HEALTHY_S, self.relaunches)
 
-    def _announce(self) -> None:
+    def _announce(self, size: tuple[int, int]) -> None:
         self.state, self.reason = "streaming", ""
-        width, height = (self.stream.size if self.stream else None) or (0, 0)
         if self.launches == 1:
-            log.info("camera: video from %s, %d x %d", self._source, width, height)
-        elif self._told_since_back:
-            self._untold = 0
-            log.info(
-                "camera is back: video from %s, %d x %d, relaunch %d", self._source, width, height, self.relaunches
-            )
-        self._told_since_back = False
+            log.info("camera: video from %s, %d x %d", self._source, *size)
+        elif self._is_logged:
+            log.info("camera is back: video from %s, %d x %d, relaunch %d", self._source, *size, self.relaunches)
+        self._is_logged = False
 
     def _failed(self, fault: Fault) -> None:
         self.state, self.reason = "waiting", fault.text
-        if fault.kind in self._told:
-            self._untold += 1
+        if not self._causes.is_new(fault.cause):
             log.debug("camera: %s", fault.text)
             return
-        self._told.add(fault.kind)
-        self._told_since_back = True
+        self._is_logged = True
         log.warning("camera: %s; trying again every few seconds", fault.text)
 
     def _close(self) -> None:

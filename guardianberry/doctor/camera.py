@@ -13,8 +13,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from guardianberry.camera.process import PACKAGE, CameraError, RunningCamera, ask_for_help, find_program, offers
-from guardianberry.camera.stream import Frame
+from guardianberry.camera.command import ask_for_help, find_program, offers
+from guardianberry.camera.decoder import Frame
+from guardianberry.camera.others import RunningCamera
+from guardianberry.camera.process import PACKAGE, CameraError
 from guardianberry.camera.supervisor import Camera
 from guardianberry.doctor.findings import Finding, fail, ok, warn
 from guardianberry.doctor.machine import cron_lines, output_of
@@ -34,10 +36,8 @@ class CameraPlan(NamedTuple):
     width_px: int
     height_px: int
     frame_rate_fps: int
-    intra_frames: int
     bitrate_bps: int
     stream_url: str
-    stall_s: float
 
 
 class ModelPlan(NamedTuple):
@@ -77,7 +77,7 @@ def check_held_camera(daemon_runs: bool, stream_url: str, running: Callable[[], 
     while daemon_runs and not others and time.monotonic() < give_up_s:
         time.sleep(_POLL_S)
         others = running()
-    who = ", ".join(f"{other.name} (pid {other.pid})" for other in others)
+    who = ", ".join(map(str, others))
     if daemon_runs and others:
         return ok("camera", f"in use by {who} for the running daemon; not disturbed")
     if daemon_runs:
@@ -104,11 +104,9 @@ def check_camera(program: str, plan: CameraPlan) -> tuple[list[Finding], Frame |
         width_px=plan.width_px,
         height_px=plan.height_px,
         frame_rate_fps=plan.frame_rate_fps,
-        intra_frames=plan.intra_frames,
         bitrate_bps=plan.bitrate_bps,
         stream_url=plan.stream_url,
         pre_roll_s=0,
-        stall_s=plan.stall_s,
         wait_for_other_users=False,
     )
     started_s = time.monotonic()

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TextIO
 
-from guardianberry.camera.process import RunningCamera, running_cameras
+from guardianberry.camera.others import RunningCamera, running_cameras
 from guardianberry.doctor.camera import CameraPlan, ModelPlan, check_model, check_program, held_or_tried, is_prepared
 from guardianberry.doctor.findings import FAIL, WARN, Finding, fail, ok, warn
 from guardianberry.doctor.machine import (
@@ -91,10 +91,8 @@ def examine(folder: Path, constants: Mapping[str, Any], *, upload: bool) -> int:
             width_px=c.FRAME_WIDTH_PX,
             height_px=c.FRAME_HEIGHT_PX,
             frame_rate_fps=c.FRAME_RATE_FPS,
-            intra_frames=c.KEY_FRAME_INTERVAL_FRAMES,
             bitrate_bps=c.BITRATE_BPS,
             stream_url=c.STREAM_URL,
-            stall_s=c.CAMERA_STALL_S,
         ),
         model=ModelPlan(
             weights=c.WEIGHTS,
