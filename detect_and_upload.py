@@ -144,7 +144,7 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
         pre_roll_s=PRE_ROLL_S,
         wait_for_other_users=not demo,  # a demo leaves the camera alone, so it need not wait for it
     )
-    gate = MotionGate(max_blind_s=MAX_BLIND_S)
+    gate = MotionGate(inference_at_least_every_s=MAX_BLIND_S)
     summary = DailySummary(folder, uploader, clock.monotonic())
     events.recover()
     uploader.start()
@@ -167,7 +167,7 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
 
         # Detect: where something moves, at every frame while a person is seen, and every MAX_BLIND_S anyhow
         attentive = recorder.recording or recorder.suspects
-        if not gate.needs_look(frame.luma(), frame.arrival_s, attentive=attentive):
+        if not gate.needs_inference(frame.luma(), frame.arrival_s, attentive=attentive):
             log.debug("frame %d: nothing moves", frame.number)
             continue
         people = detector.find_people(frame.bgr)

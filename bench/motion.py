@@ -1,8 +1,8 @@
-"""What the motion gate saves, and what it costs: looks, time a frame, and delay of every event's start.
+"""What the motion gate saves, and what it costs: inferences, time a frame, and delay of every event's start.
 
     python -m bench.motion [VIDEO ...]
 
-Plays the demo scene and the clips of ../shared/clips twice through recorder and detector, once looking at every frame
+Plays the demo scene and the clips of ../shared/clips twice through recorder and detector, once with an inference on every frame
 and once through the gate. No event may be lost, and none may start more than a few frames later.
 """
 
@@ -20,10 +20,10 @@ from guardianberry.detection.motion import MotionGate
 
 
 def gate_times_ms(seen: list[offline.Seen]) -> list[float]:
-    gate, times_ms = MotionGate(max_blind_s=script.MAX_BLIND_S), []
+    gate, times_ms = MotionGate(inference_at_least_every_s=script.MAX_BLIND_S), []
     for time_s, _, frame in seen:
         started_s = time.perf_counter()
-        gate.needs_look(frame.luma(), time_s, attentive=False)
+        gate.needs_inference(frame.luma(), time_s, attentive=False)
         times_ms.append((time.perf_counter() - started_s) * 1000)
     return times_ms
 
@@ -44,21 +44,21 @@ def main() -> None:
         for rate_fps in (10, 30) if video == offline.SCENE else (10,):
             seen = offline.see(finder, video, frame_rate_fps=rate_fps)
             without = offline.play(seen, gate=None)
-            through = offline.play(seen, gate=MotionGate(max_blind_s=script.MAX_BLIND_S))
+            through = offline.play(seen, gate=MotionGate(inference_at_least_every_s=script.MAX_BLIND_S))
             times_ms = gate_times_ms(seen)
             all_ms += times_ms
             rows.append(
                 [
                     f"{video.name}, {rate_fps} fps",
                     str(sum(bool(s.confidences) for s in seen)),
-                    f"{through.looks} of {through.frames}",
-                    f"{100 * (1 - through.looks / max(1, through.frames)):.0f} %",
+                    f"{through.inferences} of {through.frames}",
+                    f"{100 * (1 - through.inferences / max(1, through.frames)):.0f} %",
                     str(len(without.starts_s)),
                     delays(without, through),
                     f"{statistics.median(times_ms):.2f}",
                 ]
             )
-    head = ["video", "frames with people", "looks", "looks saved", "events", "start later by", "gate, ms a frame"]
+    head = ["video", "frames with people", "inferences", "inferences saved", "events", "start later by", "gate, ms a frame"]
     lines = [f"MAX_BLIND_S {script.MAX_BLIND_S}, {finder.model_name}.", "", *table(head, rows)]
     lines += ["", f"Gate, ms a frame over everything: {spread(all_ms)}."]
     write_section("motion", lines)

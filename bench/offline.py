@@ -86,7 +86,7 @@ class Outcome(NamedTuple):
     """What came of a video: when events started, and what it took."""
 
     starts_s: list[float]  # when the recorder was sure
-    looks: int
+    inferences: int
     frames: int
 
 
@@ -104,23 +104,23 @@ def play(
     needed: int = script.DETECTIONS_TO_START,
     window: int = script.DETECTION_WINDOW_LOOKS,
 ) -> Outcome:
-    """The daemon's loop over a video, through the gate or (None) looking at every frame. Each start counts: no gap."""
+    """The daemon's loop over a video, through the gate or (None) with an inference on every frame. Each start counts: no gap."""
     recorder = Recorder(
         min_gap_between_video_start_s=0,
         person_gone_after_s=script.PERSON_GONE_AFTER_S,
         detections_to_start=needed,
         detection_window_looks=window,
     )
-    starts_s, looks, count = [], 0, 0
+    starts_s, inferences, count = [], 0, 0
     for time_s, confidences, frame in seen:
         count += 1
         attentive = recorder.suspects or recorder.recording
-        if gate is not None and not gate.needs_look(frame.luma(), time_s, attentive=attentive):
+        if gate is not None and not gate.needs_inference(frame.luma(), time_s, attentive=attentive):
             continue
-        looks += 1
+        inferences += 1
         action = recorder.step(Inference(time_s, confidences))
         if isinstance(action, Start):
             starts_s.append(time_s)
         elif recorder.recording and time_s - starts_s[-1] >= script.MAX_RECORDING_DURATION_S - script.PRE_ROLL_S:
             recorder.end(time_s, "the clip has its full length")
-    return Outcome(starts_s, looks, count)
+    return Outcome(starts_s, inferences, count)

@@ -22,7 +22,7 @@ from typing import Any
 # part: where it happens. A part called within another counts for both.
 PARTS = {
     "decode": ("guardianberry.camera.decoder", "Decoder", "decode"),
-    "gate": ("guardianberry.detection.motion", "MotionGate", "needs_look"),
+    "gate": ("guardianberry.detection.motion", "MotionGate", "needs_inference"),
     "detect": ("guardianberry.detection.detector", "Detector", "find_people"),
     "image": ("guardianberry.recording.events", "EventFiles", "start"),
 }

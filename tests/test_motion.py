@@ -17,7 +17,7 @@ from guardianberry.detection.motion import MotionGate, shrink
 RATE_FPS = 10
 NEVER_S = 1e9
 HEIGHT_PX, WIDTH_PX = 480, 640
-MAX_DELAY_FRAMES = 3  # of a start, against looking at every frame
+MAX_DELAY_FRAMES = 3  # of a start, against an inference on every frame
 
 
 @functools.cache
@@ -48,10 +48,10 @@ class Sensor:
 def play(
     gate: MotionGate, scene: Callable[[float], np.ndarray], seconds: float, *, start_s: float = 0.0, noise: float = 1.0
 ) -> np.ndarray:
-    """Whether each frame of `scene` (a picture at a time) needs a look, nobody being suspected."""
+    """Whether each frame of `scene` (a picture at a time) needs an inference while no person is suspected."""
     sensor = Sensor(noise)
     times_s = start_s + np.arange(round(seconds * RATE_FPS)) / RATE_FPS
-    return np.array([gate.needs_look(sensor.show(scene(t)), t, attentive=False) for t in times_s])
+    return np.array([gate.needs_inference(sensor.show(scene(t)), t, attentive=False) for t in times_s])
 
 
 def with_person(picture: np.ndarray, x_px: float, y_px: int, *, contrast: int, height_px: int = 20) -> np.ndarray:
@@ -62,31 +62,31 @@ def with_person(picture: np.ndarray, x_px: float, y_px: int, *, contrast: int, h
 
 
 @functools.cache
-def _settled_gate(noise: float, max_blind_s: float) -> MotionGate:
-    gate = MotionGate(max_blind_s=max_blind_s)
+def _settled_gate(noise: float, inference_at_least_every_s: float) -> MotionGate:
+    gate = MotionGate(inference_at_least_every_s=inference_at_least_every_s)
     play(gate, lambda _: room(), 20, noise=noise)
     return gate
 
 
-def settled_gate(noise: float = 1.0, max_blind_s: float = NEVER_S) -> MotionGate:
+def settled_gate(noise: float = 1.0, inference_at_least_every_s: float = NEVER_S) -> MotionGate:
     """One that has seen an empty room for 20 s."""
-    return copy.deepcopy(_settled_gate(noise, max_blind_s))
+    return copy.deepcopy(_settled_gate(noise, inference_at_least_every_s))
 
 
 @pytest.mark.parametrize("noise", [0, 3, 10, 25])
-def test_an_empty_room_needs_no_look_however_noisy_the_sensor(noise):
+def test_an_empty_room_needs_no_inference_however_noisy_the_sensor(noise):
     gate = settled_gate(noise)
     assert play(gate, lambda _: room(), 30, start_s=20, noise=noise).mean() < 0.03
 
 
-def test_the_first_frame_needs_a_look():
-    assert MotionGate(max_blind_s=NEVER_S).needs_look(room().astype(np.uint8), 0.0, attentive=False)
+def test_the_first_frame_needs_an_inference():
+    assert MotionGate(inference_at_least_every_s=NEVER_S).needs_inference(room().astype(np.uint8), 0.0, attentive=False)
 
 
 @pytest.mark.parametrize("speed_px_s", [5, 10, 60])
 @pytest.mark.parametrize("contrast", [-12, 12])
 @pytest.mark.parametrize("noise", [1, 4])
-def test_a_slow_walker_far_away_needs_looks(speed_px_s, contrast, noise):
+def test_a_slow_walker_far_away_needs_inferences(speed_px_s, contrast, noise):
     gate = settled_gate(noise)
     open_ = play(
         gate,
@@ -101,7 +101,7 @@ def test_a_slow_walker_far_away_needs_looks(speed_px_s, contrast, noise):
 def test_a_change_of_any_size_counts_bytes_do_not_wrap():
     """Sums and differences of bytes wrap at 256: a change of 16 levels squares to 0."""
     for change in (-160, -128, -64, -16, 16, 64, 128):
-        gate = MotionGate(max_blind_s=NEVER_S)
+        gate = MotionGate(inference_at_least_every_s=NEVER_S)
         plain = np.full((HEIGHT_PX, WIDTH_PX), 120 if change > 0 else 200, np.int16)
         play(gate, lambda _, p=plain: p, 2)
         assert play(
@@ -109,27 +109,27 @@ def test_a_change_of_any_size_counts_bytes_do_not_wrap():
         ).all()
 
 
-def test_someone_who_stands_still_is_found_by_the_look_that_is_due():
-    gate = settled_gate(max_blind_s=1.0)
+def test_someone_who_stands_still_is_found_by_the_inference_that_is_due():
+    gate = settled_gate(inference_at_least_every_s=1.0)
     open_ = play(gate, lambda _: with_person(room(), 300, 200, contrast=30), 40, start_s=20)
-    looks = np.nonzero(open_)[0]
-    assert np.diff([0, *looks, len(open_)]).max() <= 1.0 * RATE_FPS  # at least one a second, for ever
+    inferences = np.nonzero(open_)[0]
+    assert np.diff([0, *inferences, len(open_)]).max() <= 1.0 * RATE_FPS  # at least one a second, for ever
     assert open_[-10 * RATE_FPS :].mean() <= 0.11  # and no more than that once the picture is known
 
 
-def test_known_or_suspected_people_are_looked_at_in_every_frame():
+def test_every_frame_needs_an_inference_while_people_are_known_or_suspected():
     gate = settled_gate()
     luma = Sensor(1).show(room())
-    assert not gate.needs_look(luma, 20.0, attentive=False)
-    assert all(gate.needs_look(luma, 20.1 + i / RATE_FPS, attentive=True) for i in range(50))
-    assert not gate.needs_look(luma, 25.2, attentive=False)
+    assert not gate.needs_inference(luma, 20.0, attentive=False)
+    assert all(gate.needs_inference(luma, 20.1 + i / RATE_FPS, attentive=True) for i in range(50))
+    assert not gate.needs_inference(luma, 25.2, attentive=False)
 
 
-def test_people_who_leave_leave_no_ghost_behind():
+def test_people_who_leave_cause_no_motion_afterwards():
     gate, sensor = settled_gate(), Sensor(1)
     person = with_person(room(), 300, 150, contrast=80, height_px=200)
     for i in range(30 * RATE_FPS):
-        gate.needs_look(sensor.show(person), 20 + i / RATE_FPS, attentive=i > 3)
+        gate.needs_inference(sensor.show(person), 20 + i / RATE_FPS, attentive=i > 3)
     assert play(gate, lambda _: room(), 20, start_s=50)[5 * RATE_FPS :].mean() < 0.03
 
 
@@ -147,13 +147,13 @@ def test_an_exposure_step_is_over_within_two_seconds(gain):
     assert not open_[2 * RATE_FPS :].any()
 
 
-def test_somebody_so_close_that_the_exposure_changes_leaves_no_ghost():
+def test_somebody_so_close_that_the_exposure_changes_causes_no_motion_afterwards():
     gate, sensor = settled_gate(), Sensor(1)
     darker = (room() * 0.75).astype(np.int16)
     close = darker.copy()
     close[60:, 150:350] = 230  # a quarter of the picture
     for i in range(10 * RATE_FPS):
-        gate.needs_look(sensor.show(close), 20 + i / RATE_FPS, attentive=True)
+        gate.needs_inference(sensor.show(close), 20 + i / RATE_FPS, attentive=True)
     assert not play(gate, lambda _: darker, 10, start_s=30)[2 * RATE_FPS :].any()
 
 
@@ -188,7 +188,7 @@ def leaves(t: float, levels: int = 40) -> np.ndarray:
 
 
 def test_leaves_in_the_wind_are_learnt_and_hide_nobody_elsewhere():
-    gate = MotionGate(max_blind_s=NEVER_S)
+    gate = MotionGate(inference_at_least_every_s=NEVER_S)
     play(gate, leaves, 60)
     assert play(gate, leaves, 20, start_s=60).mean() < 0.2
     walk = play(gate, lambda t: with_person(leaves(t), 100 + 10 * (t - 80), 300, contrast=12), 5, start_s=80)
@@ -196,17 +196,17 @@ def test_leaves_in_the_wind_are_learnt_and_hide_nobody_elsewhere():
 
 
 def test_no_storm_in_the_leaves_hides_somebody_close_to_the_camera():
-    gate = MotionGate(max_blind_s=NEVER_S)
+    gate = MotionGate(inference_at_least_every_s=NEVER_S)
     play(gate, lambda t: leaves(t, 200), 60)
     quiet = with_person(room(), 450, 60, contrast=100, height_px=70)
     assert play(gate, lambda _: quiet, 0.3, start_s=61).all()
 
 
-def test_people_in_view_do_not_make_their_place_restless():
+def test_people_in_view_are_not_learnt_as_usual_change():
     gate, sensor = settled_gate(), Sensor(1)
     for i in range(20 * RATE_FPS):
         pacing = with_person(room(), 300 + 40 * np.sin(i), 150, contrast=80, height_px=100)
-        gate.needs_look(sensor.show(pacing), 20 + i / RATE_FPS, attentive=True)
+        gate.needs_inference(sensor.show(pacing), 20 + i / RATE_FPS, attentive=True)
     play(gate, lambda _: room(), 3, start_s=40)
     walk = play(gate, lambda t: with_person(room(), 290 + 10 * (t - 43), 200, contrast=16), 5, start_s=43)
     assert walk[2:].all()
@@ -215,9 +215,9 @@ def test_people_in_view_do_not_make_their_place_restless():
 def test_a_camera_that_was_away_or_a_clock_that_stands_does_no_harm():
     gate = settled_gate()
     luma = Sensor(1).show(room())
-    assert not gate.needs_look(luma, 20.0, attentive=False)
-    assert not gate.needs_look(luma, 20.0, attentive=False)
-    assert not gate.needs_look(luma, 100_000.0, attentive=False)
+    assert not gate.needs_inference(luma, 20.0, attentive=False)
+    assert not gate.needs_inference(luma, 20.0, attentive=False)
+    assert not gate.needs_inference(luma, 100_000.0, attentive=False)
     assert not play(gate, lambda _: room(), 5, start_s=100_000).any()
 
 
@@ -228,10 +228,10 @@ def test_any_size_of_frame_will_do_and_a_change_of_size_too(size_px):
     frame = room()[rows][:, columns].astype(np.uint8)
     frame.setflags(write=False)  # the decoder's own picture
     for i in range(10):
-        gate.needs_look(frame, 20 + i / RATE_FPS, attentive=False)
-    assert not gate.needs_look(frame, 22.0, attentive=False)
+        gate.needs_inference(frame, 20 + i / RATE_FPS, attentive=False)
+    assert not gate.needs_inference(frame, 22.0, attentive=False)
     changed = with_person(frame, size_px[1] // 2, size_px[0] // 2, contrast=50, height_px=size_px[0] // 5)
-    assert gate.needs_look(changed, 22.1, attentive=False)
+    assert gate.needs_inference(changed, 22.1, attentive=False)
 
 
 def test_shrinking_averages_squares():
@@ -242,7 +242,7 @@ def test_shrinking_averages_squares():
     assert (shrink(wide) == 255).all()
 
 
-# --- on real video, against looking at every frame
+# --- on real video, against an inference on every frame
 
 VIDEOS = [offline.SCENE, *sorted(offline.CLIPS.glob("*.mp4"))]
 
@@ -257,8 +257,8 @@ def finder(models: Path) -> offline.Detector:
 def test_no_event_is_lost_or_late_on_real_video(video: Path, finder):
     seen = offline.see(finder, video, frame_rate_fps=RATE_FPS)
     without = offline.play(seen, gate=None)
-    # A blind look a minute: the events must be found by their motion.
-    through = offline.play(seen, gate=MotionGate(max_blind_s=60))
+    # Without motion one inference a minute: the events must be found by their motion.
+    through = offline.play(seen, gate=MotionGate(inference_at_least_every_s=60))
     assert len(through.starts_s) == len(without.starts_s)
     for plain_s, gated_s in zip(without.starts_s, through.starts_s, strict=True):
         assert gated_s - plain_s <= MAX_DELAY_FRAMES / RATE_FPS + 1e-6
@@ -270,6 +270,6 @@ def test_clips_are_at_hand():
     assert len(VIDEOS) > 1
 
 
-def test_the_script_looks_blindly_often_enough():
-    """A person in view for the time of a short event is met by several blind looks, even if nothing seems to move."""
+def test_inferences_without_motion_are_frequent_enough():
+    """A person in view for the time of a short event is in several of them, even if nothing seems to move."""
     assert 0 < script.MAX_BLIND_S <= script.PRE_ROLL_S
