@@ -2,8 +2,8 @@
 
     python -m bench.motion [VIDEO ...]
 
-Plays the demo scene and the clips of ../shared/clips twice through recorder and detector, once with an inference on every frame
-and once through the gate. No event may be lost, and none may start more than a few frames later.
+Plays the demo scene and the clips of ../shared/clips twice through recorder and detector, once with an inference on
+every frame and once through the gate. No event may be lost, and none may start more than a few frames later.
 """
 
 from __future__ import annotations
@@ -58,7 +58,15 @@ def main() -> None:
                     f"{statistics.median(times_ms):.2f}",
                 ]
             )
-    head = ["video", "frames with people", "inferences", "inferences saved", "events", "start later by", "gate, ms a frame"]
+    head = [
+        "video",
+        "frames with people",
+        "inferences",
+        "inferences saved",
+        "events",
+        "start later by",
+        "gate, ms a frame",
+    ]
     lines = [f"MAX_BLIND_S {script.MAX_BLIND_S}, {finder.model_name}.", "", *table(head, rows)]
     lines += ["", f"Gate, ms a frame over everything: {spread(all_ms)}."]
     write_section("motion", lines)

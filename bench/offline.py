@@ -104,7 +104,7 @@ def play(
     needed: int = script.DETECTIONS_TO_START,
     window: int = script.DETECTION_WINDOW_LOOKS,
 ) -> Outcome:
-    """The daemon's loop over a video, through the gate or (None) with an inference on every frame. Each start counts: no gap."""
+    """The daemon's loop over a video, without a gap between starts. `gate` None: an inference on every frame."""
     recorder = Recorder(
         min_gap_between_video_start_s=0,
         person_gone_after_s=script.PERSON_GONE_AFTER_S,

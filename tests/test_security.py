@@ -26,7 +26,7 @@ from guardianberry.machine import get_rpi_serial_number
 from tests.daemon import ROOT, Daemon
 from tests.faulty_proxy import Answer, FaultyProxy
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server, StoredObject, environment
-from tests.test_weights import Payload, hostile_zip, onnx_table
+from tests.test_weights import Payload, hostile_zip
 from tests.upload_rig import jpeg, mp4
 from tests.watcher import Watcher
 
@@ -418,11 +418,6 @@ def hostile_pickle(models: Path, victim: Path) -> str:
     return "evil.pt"
 
 
-def hostile_onnx(models: Path, victim: Path) -> str:
-    (models / "evil.onnx").write_bytes(onnx_table(2**31 - 32, 2**31 - 32, 378, 7, head=[0.5] * 7))
-    return "evil.onnx"
-
-
 def hostile_graph(models: Path, victim: Path) -> str:
     """Billions of channels, and a layer from a library of the attacker's."""
     text = f"""<?xml version="1.0"?><net name="evil" version="11"><layers>
@@ -435,7 +430,7 @@ def hostile_graph(models: Path, victim: Path) -> str:
     return "evil.xml"
 
 
-@pytest.mark.parametrize("make", [hostile_checkpoint, hostile_pickle, hostile_onnx, hostile_graph])
+@pytest.mark.parametrize("make", [hostile_checkpoint, hostile_pickle, hostile_graph])
 def test_hostile_weights_end_the_daemon_with_a_clear_word_and_run_nothing(tmp_path: Path, make: Any) -> None:
     pytest.importorskip("torch")
     models, victim = tmp_path / "models", tmp_path / "executed"

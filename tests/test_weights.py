@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from guardianberry.detection import convert
@@ -120,12 +119,12 @@ import pathlib, sys
 import numpy as np
 from guardianberry.detection.weights import find_graph
 graph = find_graph("small.pt", pathlib.Path({str(models)!r}))
-assert "openvino" not in sys.modules and "urllib.request" not in sys.modules
+assert not [m for m in ("openvino", "urllib.request", "cv2") if m in sys.modules]
 from guardianberry.detection.detector import Detector
 detector = Detector(graph, frame_width_px=96, frame_height_px=64, conf_thres=.25, iou_thres=.45, max_det=9)
 detector.find_people(np.zeros((64, 96, 3), np.uint8))
 assert detector.model_name == "small.pt"
-print([m for m in ("torch", "cv2", "boto3", "openvino_telemetry") if sys.modules.get(m)], graph.xml.name)
+print([m for m in ("torch", "boto3", "openvino_telemetry") if sys.modules.get(m)], graph.xml.name)
 """
 
     def run() -> str:
@@ -221,97 +220,17 @@ def test_pickle_with_a_payload_is_refused_and_not_run(tmp_path: Path, models: Pa
     assert victim.exists(), "the payload must be live for this test to mean anything"
 
 
-def varint(value: int) -> bytes:
-    out = b""
-    while value > 127:
-        out, value = out + bytes([value & 127 | 128]), value >> 7
-    return out + bytes([value])
+def test_onnx_files_are_refused_with_a_way_out(models: Path) -> None:
+    (models / "mine.onnx").write_bytes(b"anything")
+    with pytest.raises(
+        WeightsError, match=r"mine.onnx.*cannot be used. Use the .pt file that it was exported from.*best.pt"
+    ):
+        find_graph("mine.onnx", models)
 
 
-def field(number: int, value: int | bytes | str) -> bytes:
-    """One protobuf field."""
-    if isinstance(value, int):
-        return varint(number << 3) + varint(value)
-    value = value.encode() if isinstance(value, str) else value
-    return varint(number << 3 | 2) + varint(len(value)) + value
-
-
-def tensor_type(name: str, *dims: int | str) -> bytes:
-    shape = b"".join(field(1, field(1, d) if isinstance(d, int) else field(2, d)) for d in dims)
-    return field(1, name) + field(2, field(1, field(1, 1) + field(2, shape)))
-
-
-def onnx_table(height: int | str, width: int | str, rows: int, columns: int, *, head: list[float]) -> bytes:
-    """An .onnx that ignores its picture's size: [1, rows, columns] of mean(picture) * 0 + `head` in every row.
-
-    Written by hand because no package that could write one is among the requirements.
-    """
-
-    def constant(name: str, dims: list[int], data: bytes, kind: int) -> bytes:
-        tensor = b"".join(field(1, d) for d in dims) + field(2, kind) + field(8, name) + field(9, data)
-        return field(5, tensor)
-
-    def node(kind: str, inputs: list[str], output: str, attributes: bytes = b"") -> bytes:
-        return field(1, b"".join(field(1, i) for i in inputs) + field(2, output) + field(4, kind) + attributes)
-
-    keep = field(5, field(1, "keepdims") + field(3, 0) + field(20, 2))
-    table = np.tile(np.array(head, np.float32), (rows, 1))[None]
-    graph = (
-        node("ReduceMean", ["images"], "mean", keep)
-        + node("Mul", ["mean", "channel"], "scaled")
-        + node("Add", ["scaled", "table"], "output0")
-        + field(2, "g")
-        + constant("channel", [], np.float32(100).tobytes(), 1)
-        + constant("table", list(table.shape), table.tobytes(), 1)
-        + field(11, tensor_type("images", 1, 3, height, width))
-        + field(12, tensor_type("output0", 1, rows, columns))
-    )
-    return field(1, 7) + field(7, graph) + field(8, field(1, "") + field(2, 12))
-
-
-def test_yolov5_onnx_export_is_accepted(models: Path) -> None:
-    # x grows with the picture's mean, which shows how bytes become floats: 51 / 255 * 100 = 20.
-    head = [30.0, 40.0, 20.0, 10.0, 0.9, 0.8, 0.95]
-    (models / "mine.onnx").write_bytes(onnx_table(64, 96, 3 * (96 + 24 + 6), 7, head=head))
-    graph = find_graph("mine.onnx", models)
-    detector = Detector(graph, frame_width_px=96, frame_height_px=64, precision="f32", **THRESHOLDS)
-    black = detector.find_people(np.zeros((64, 96, 3), np.uint8))
-    assert len(black) == 1
-    np.testing.assert_allclose(black[0], [20, 35, 40, 45, 0.72], rtol=1e-5)
-    assert detector.model_name == "mine.onnx"
-
-
-def test_onnx_sees_rgb_from_zero_to_one(models: Path) -> None:
-    ov = graphs.load_openvino()
-    (models / "mine.onnx").write_bytes(onnx_table(64, 96, 378, 85, head=[0.0] * 85))
-    xml = find_graph("mine.onnx", models).xml
-    compiled = ov.Core().compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    table = compiled([np.full((1, 64, 96, 3), 51, np.uint8)])[0]
-    assert table.shape == (1, 378, 6), "the other classes are cut off"
-    np.testing.assert_allclose(table, 20, rtol=1e-4)
-
-
-ONNX_REFUSALS = {
-    "garbage": b"\x00\xff not a protobuf" * 50,
-    "empty": b"",
-    "truncated": onnx_table(64, 96, 378, 7, head=[0.5] * 7)[:4000],
-    "other network": onnx_table(64, 96, 8400, 84, head=[0.5] * 84),
-    "grey input": onnx_table(64, 96, 378, 7, head=[0.5] * 7).replace(field(1, field(1, 3)), field(1, field(1, 1))),
-    "huge": onnx_table(1 << 20, 1 << 20, 378, 7, head=[0.5] * 7),
-    "odd size": onnx_table(65, 97, 378, 7, head=[0.5] * 7),
-    "nan": onnx_table(64, 96, 378, 6, head=[float("nan")] * 6),
-}
-
-
-@pytest.mark.parametrize("body", ONNX_REFUSALS.values(), ids=ONNX_REFUSALS.keys())
-def test_other_onnx_files_are_refused(models: Path, body: bytes) -> None:
-    (models / "bad.onnx").write_bytes(body)
-    with pytest.raises(WeightsError, match=r"bad.onnx cannot be used: .+"):
-        find_graph("bad.onnx", models)
-    assert not list((models / ".cache").iterdir())
-
-
-@pytest.mark.parametrize("harm", ["truncated .xml", "truncated .bin", "huge", "foreign", "no .bin", "old"])
+@pytest.mark.parametrize(
+    "harm", ["truncated .xml", "truncated .bin", "huge", "foreign", "no .bin", "old", "from .onnx"]
+)
 def test_broken_graphs_are_refused(exported: Path, models: Path, harm: str) -> None:
     xml = put_graph(exported, models / "bad.xml")
     text, weights = xml.read_text(), xml.with_suffix(".bin")
@@ -325,6 +244,8 @@ def test_broken_graphs_are_refused(exported: Path, models: Path, harm: str) -> N
         xml.write_text(wide)
     elif harm == "foreign":
         xml.write_text(text.replace("<guardianberry>", "<somebody>").replace("</guardianberry>", "</somebody>"))
+    elif harm == "from .onnx":
+        xml.write_text(text.replace("&quot;kind&quot;: &quot;heads&quot;", "&quot;kind&quot;: &quot;decoded&quot;"))
     elif harm == "old":
         xml.write_text(text.replace("converter_version&quot;: ", "converter_version&quot;: 99"))
     else:
@@ -332,6 +253,8 @@ def test_broken_graphs_are_refused(exported: Path, models: Path, harm: str) -> N
     with pytest.raises(WeightsError, match=r"bad\.(xml|bin) (cannot be used: .+|is missing)") as caught:
         find_graph("bad.xml", models)
     assert not isinstance(caught.value, UnavailableError), "the file is at fault, not this computer"
+    if harm == "from .onnx":
+        assert "it was made from an .onnx file" in str(caught.value)
     if harm == "foreign":
         assert "was not made by `python -m guardianberry.convert`" in str(caught.value)
 
@@ -357,27 +280,27 @@ def dying(statement: str) -> tuple[str, ...]:
     ("statement", "reason"),
     [
         ("os.kill(os.getpid(), signal.SIGILL)", r"was killed by SIGILL: torch does not run on this CPU \(last words\)"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", r"was killed by SIGKILL, short of memory perhaps \(last words\)"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", r"was killed by SIGKILL, perhaps for lack of memory \(last words\)"),
         ("sys.exit(7)", r"ended with code 7 \(last words\)"),
         ("sys.exit(0)", r"ended with code 0 \(last words\)"),
     ],
 )
-def test_dead_conversion_names_its_reason_and_the_way_out(models: Path, statement: str, reason: str) -> None:
+def test_dead_conversion_names_its_reason_and_what_to_do(models: Path, statement: str, reason: str) -> None:
     (models / "own.pt").write_bytes(b"weights")
     name = f"own-{sha256(b'weights')[:8]}-v{graphs.CONVERTER_VERSION}"
-    way_out = f"env/bin/python -m guardianberry.convert models/own.pt models/{name}.xml"
+    command = f"env/bin/python -m guardianberry.convert models/own.pt models/{name}.xml"
     with pytest.raises(UnavailableError, match=reason) as caught:
         find_graph("own.pt", models, converter=dying(statement))
-    assert way_out in str(caught.value)
+    assert command in str(caught.value)
 
 
-def test_computer_without_torch_is_told_the_way_out(models: Path) -> None:
+def test_computer_without_torch_is_told_what_to_do(models: Path) -> None:
     (models / "own.pt").write_bytes(b"weights")
     statement = (
         "import sys; sys.modules['torch'] = None; "
         "from guardianberry.detection.convert import main; sys.exit(main(sys.argv[1:]))"
     )
-    with pytest.raises(UnavailableError, match=r"ModuleNotFoundError: .*torch.* The way out"):
+    with pytest.raises(UnavailableError, match=r"ModuleNotFoundError: .*torch.* What to do"):
         find_graph("own.pt", models, converter=(sys.executable, "-c", statement))
 
 
@@ -392,7 +315,7 @@ def test_graph_converted_elsewhere_is_taken(exported: Path, models: Path) -> Non
     assert find_graph("own.xml", models, converter=dying("sys.exit(9)")).xml.name == advice[3]
 
 
-def test_dead_conversion_leaves_the_job_to_the_bundled_model(
+def test_the_bundled_model_is_used_when_a_conversion_dies(
     exported: Path, models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     put_graph(exported, models / BUNDLED)
@@ -416,7 +339,7 @@ def test_stop_ends_a_conversion_at_once(models: Path) -> None:
     stop = threading.Event()
     threading.Timer(0.3, stop.set).start()
     started_s = time.monotonic()
-    with pytest.raises(WeightsError, match="stopped in mid-conversion"):
+    with pytest.raises(WeightsError, match="stopped"):
         find_graph("own.pt", models, converter=dying("time.sleep(600)"), stop=stop)
     assert time.monotonic() - started_s < 20
 
@@ -486,7 +409,7 @@ def answer_too_much(handler: http.server.BaseHTTPRequestHandler) -> None:
     [
         (None, "404"),
         (answer_short, "ended after 1000 of 5000 bytes"),
-        (answer_silence, "gave up after|timed out"),
+        (answer_silence, "no byte came for 1 s"),
         (answer_elsewhere, "redirected to ftp://127.0.0.1/yolov5n.pt: refused"),
         (answer_too_much, "more than 1000000 bytes"),
     ],
@@ -500,7 +423,7 @@ def test_failed_download_says_why_and_leaves_nothing(
         find_graph("yolov5n.pt", models, release_url=release.url, silence_limit_s=1)
     advice = f"Download {release.url}yolov5n.pt on another computer and copy it into {models}/."
     assert advice in str(caught.value)
-    assert [p.name for p in models.iterdir() if not p.name.endswith(".part")] == []
+    assert list(models.iterdir()) == []
 
 
 def test_wrong_download_is_not_kept(models: Path, release: ReleaseServer) -> None:
@@ -515,7 +438,7 @@ def test_no_network_says_what_to_do(models: Path) -> None:
         find_graph("yolov5n.pt", models, release_url=NOWHERE)
 
 
-def test_no_network_leaves_the_job_to_the_bundled_model(
+def test_the_bundled_model_is_used_without_a_network(
     exported: Path, models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     put_graph(exported, models / BUNDLED)

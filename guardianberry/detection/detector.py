@@ -1,7 +1,6 @@
 """Frame in, people out: YOLOv5's letterbox, decoding and non-maximum suppression around a graph made by `convert`.
 
-No torch, and cv2 only where frames must be scaled. OpenVINO stands behind one class, `OpenVinoRuntime`; another runtime
-needs the same three things: `info`, `prepare(height, width)` and `infer(frames) -> raw outputs`.
+Only `OpenVinoRuntime` knows OpenVINO; another runtime implements `Runtime`.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from guardianberry.detection.openvino_model import load_openvino, read_info
-from guardianberry.detection.postprocess import Array, Head, Letterbox, Person, score_table, suppress
+from guardianberry.detection.postprocess import Array, Head, Letterbox, Person, suppress
 from guardianberry.detection.weights import Graph, WeightsError
 
 log = logging.getLogger(__name__)
 
-MAX_CANDIDATES = 30_000  # YOLOv5's max_nms: the best so many boxes enter the suppression
+MAX_CANDIDATES = 30_000  # YOLOv5's max_nms: only so many boxes, the best, enter the suppression
 
 
 class Runtime(Protocol):
-    """What the detector needs of whatever runs the network."""
+    """What the detector needs of a program that runs networks. `info`: see `openvino_model.read_info`."""
 
     info: dict[str, Any]
 
@@ -32,13 +31,15 @@ class Runtime(Protocol):
 
 
 class OpenVinoRuntime:
-    """Runs one graph on the CPU. `precision`: "" for what this CPU does best (bf16, fp16 or f32), or "f32"."""
+    """Runs one graph on the CPU. `precision`: "" for the fastest of this CPU (bf16, fp16 or f32), or "f32".
+
+    Raises WeightsError if the graph cannot be read.
+    """
 
     def __init__(self, xml: Path, *, precision: str, threads: int) -> None:
         self._ov = load_openvino()
         self._core = self._ov.Core()
-        # No CACHE_DIR: it saved nothing measurable of the 0.15 s that compiling takes, and a flipped bit in its blobs
-        # is not noticed; ours are checked by sha256.
+        # No CACHE_DIR: it saves 0.1 to 0.2 s at the start, and OpenVINO does not detect a damaged file in it.
         self._settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
@@ -53,7 +54,7 @@ class OpenVinoRuntime:
             raise WeightsError(f"{xml} cannot be used: {reason}. Delete it; the next start makes it again.") from error
 
     def prepare(self, height_px: int, width_px: int) -> None:
-        """Compile for frames of this size; the first call and every later change of size cost some 0.1 s."""
+        """Compile for inputs of this size, which takes about 0.1 s. Raises WeightsError if that fails."""
         try:
             self._graph.reshape([1, height_px, width_px, 3])
             self._request = self._core.compile_model(self._graph, "CPU", self._settings).create_infer_request()
@@ -70,9 +71,10 @@ class OpenVinoRuntime:
 
 
 class Detector:
-    """Finds people in frames of any size; built for `frame_width_px` x `frame_height_px`, others cost a recompilation.
+    """Finds people in frames. Compiled for `frame_width_px` x `frame_height_px`; another size is compiled anew.
 
-    `input_width_px` is the long side of what the network sees (0: the frame's own). For one thread at a time.
+    `input_width_px` is the long side of the network's input (0: that of the frame). `last_ms` is how long the last
+    inference took. Not thread-safe.
     """
 
     def __init__(
@@ -95,16 +97,15 @@ class Detector:
         self._conf_thres, self._iou_thres, self._max_det = conf_thres, iou_thres, max_det
         self._runtime: Runtime = runtime or OpenVinoRuntime(graph.xml, precision=precision, threads=threads)
         info = self._runtime.info
-        self._fixed_px = tuple(info["input_px"]) if info.get("input_px") else None
         self._heads = [
             Head(stride, np.array(anchors, np.float32), info["outputs"])
-            for stride, anchors in zip(info.get("strides_px", ()), info.get("anchors_px", ()), strict=True)
+            for stride, anchors in zip(info["strides_px"], info["anchors_px"], strict=True)
         ]
         self._fit(frame_height_px, frame_width_px)
 
     def _fit(self, height_px: int, width_px: int) -> None:
         long_side_px = self._input_width_px or max(height_px, width_px)
-        letterbox = Letterbox(height_px, width_px, long_side_px, self._fixed_px)
+        letterbox = Letterbox(height_px, width_px, long_side_px)
         started_s = time.monotonic()
         self._runtime.prepare(*letterbox.input_px)
         self._letterbox = letterbox
@@ -116,19 +117,15 @@ class Detector:
         )
 
     def find_people(self, frame_bgr: Array) -> list[Person]:
-        """People in a uint8 [height, width, 3] frame, the surest first."""
+        """People in a uint8 BGR frame [height, width, 3], highest confidence first. Other arrays: ValueError."""
         started_s = time.monotonic()
         if frame_bgr.dtype != np.uint8 or frame_bgr.shape[2:] != (3,):
             raise ValueError(f"not a BGR frame of bytes: {frame_bgr.dtype} {frame_bgr.shape}")
         if frame_bgr.shape[:2] != self._letterbox.frame_px:
             self._fit(*frame_bgr.shape[:2])
         outputs = self._runtime.infer(self._letterbox.pack(frame_bgr))
-        if self._heads:
-            found = [head.decode(raw, self._conf_thres) for head, raw in zip(self._heads, outputs, strict=True)]
-            rows = np.concatenate(found)
-        else:
-            rows = score_table(outputs[0][0], self._conf_thres)
-        people = self._people(rows)
+        found = [head.decode(raw, self._conf_thres) for head, raw in zip(self._heads, outputs, strict=True)]
+        people = self._people(np.concatenate(found))
         self.last_ms = (time.monotonic() - started_s) * 1000
         return people
 

@@ -1,52 +1,29 @@
-"""Download one file: over HTTPS, bounded in size and time, checked, and renamed into place when it is complete.
+"""The download child: fetches one file over HTTPS, checks it, and renames it into place when it is complete.
 
-Imported only when something is missing: urllib costs 0.05 s on a PC and several times that on a Pi.
+    python -m guardianberry.detection.fetch URL TARGET SHA256|- MAX_BYTES SILENCE_LIMIT_S
+
+It is a separate process because name look-ups have no timeout: SIGALRM ends it after SILENCE_LIMIT_S without a byte,
+and its parent may kill it at any time. Exit code 0: TARGET is complete. Otherwise the last line on stderr says why.
 """
 
 from __future__ import annotations
 
-import http.client
 import os
-import threading
-import time
+import signal
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from guardianberry.detection.openvino_model import file_sha256
+from guardianberry.files import fsync_path
 
-TOTAL_LIMIT_S = 900.0
 CHUNK_BYTES = 1 << 16
-POLL_S = 0.2  # how soon a stop is noticed
-
-
-class FetchError(Exception):
-    """The file did not come, or what came is not it. Nothing was left behind."""
-
-
-def fetch(
-    url: str, target: Path, *, sha256: str | None, stop: threading.Event, max_bytes: int, silence_limit_s: float
-) -> None:
-    """Put the file at `url` to `target`; `sha256` None skips that check. Raises FetchError, also when `stop` is set.
-
-    Gives up after `silence_limit_s` without a byte.
-    """
-    download = _Download(url, target, sha256, max_bytes, silence_limit_s)
-    started_s = time.monotonic()
-    download.start()
-    while download.is_alive():
-        now_s = time.monotonic()
-        if stop.is_set() or now_s - download.last_byte_s > silence_limit_s or now_s - started_s > TOTAL_LIMIT_S:
-            download.given_up = True
-            raise FetchError("stopped" if stop.is_set() else f"gave up after {now_s - started_s:.0f} s")
-        download.join(POLL_S)
-    if download.error:
-        raise FetchError(download.error)
 
 
 class _StayEncrypted(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, which GitHub needs, but not from https to anything else."""
+    """Follows redirects, which GitHub needs, but only to the same scheme."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if urlsplit(newurl).scheme != urlsplit(req.full_url).scheme:
@@ -54,43 +31,49 @@ class _StayEncrypted(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-class _Download(threading.Thread):
-    """A thread, because name look-ups obey no time-out; given up on, it ends some time later and leaves no trace."""
+def fetch(url: str, target: Path, *, sha256: str | None, max_bytes: int, silence_limit_s: float) -> None:
+    """Put the file at `url` to `target`, mode 0600; `sha256` None skips that check. Raises OSError and others."""
+    part = target.with_name(f".{target.name}.part")  # the parent deletes it if this process is killed
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        _receive(url, file, max_bytes, silence_limit_s)
+    if sha256 and (found := file_sha256(part)) != sha256:
+        raise OSError(f"what came has sha256 {found}, expected {sha256}")
+    fsync_path(part)
+    part.replace(target)
+    fsync_path(target.parent)
 
-    def __init__(self, url: str, target: Path, sha256: str | None, max_bytes: int, silence_limit_s: float) -> None:
-        super().__init__(name="download", daemon=True)
-        self._url, self._target, self._sha256 = url, target, sha256
-        self._max_bytes, self._silence_limit_s = max_bytes, silence_limit_s
-        self.last_byte_s = time.monotonic()
-        self.given_up = False
-        self.error = ""
 
-    def run(self) -> None:
-        part = self._target.with_name(f".{self._target.name}.part")
-        try:
-            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                self._receive(file)
-                file.flush()
-                os.fsync(file.fileno())
-            if self._sha256 and (found := file_sha256(part)) != self._sha256:
-                self.error = f"what came has sha256 {found}, expected {self._sha256}"
-            elif not self.given_up:
-                part.replace(self._target)
-        except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
-            self.error = str(error) or type(error).__name__
-        finally:
-            part.unlink(missing_ok=True)
+def _receive(url: str, file: BinaryIO, max_bytes: int, silence_limit_s: float) -> None:
+    signal.setitimer(signal.ITIMER_REAL, silence_limit_s)
+    request = urllib.request.Request(url, headers={"User-Agent": "guardianberry"})
+    with urllib.request.build_opener(_StayEncrypted).open(request) as response:
+        received_bytes = 0
+        while chunk := response.read1(CHUNK_BYTES):
+            signal.setitimer(signal.ITIMER_REAL, silence_limit_s)
+            received_bytes += len(chunk)
+            if received_bytes > max_bytes:
+                raise OSError(f"more than {max_bytes} bytes came")
+            file.write(chunk)
+        promised_bytes = int(response.headers.get("Content-Length") or received_bytes)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    if received_bytes != promised_bytes:
+        raise OSError(f"the connection ended after {received_bytes} of {promised_bytes} bytes")
 
-    def _receive(self, file: BinaryIO) -> None:
-        request = urllib.request.Request(self._url, headers={"User-Agent": "guardianberry"})
-        with urllib.request.build_opener(_StayEncrypted).open(request, timeout=self._silence_limit_s) as response:
-            received_bytes = 0
-            while not self.given_up and (chunk := response.read1(CHUNK_BYTES)):
-                self.last_byte_s = time.monotonic()
-                received_bytes += len(chunk)
-                if received_bytes > self._max_bytes:
-                    raise OSError(f"more than {self._max_bytes} bytes came")
-                file.write(chunk)
-            promised_bytes = int(response.headers.get("Content-Length") or received_bytes)
-        if received_bytes != promised_bytes:
-            raise OSError(f"the connection ended after {received_bytes} of {promised_bytes} bytes")
+
+def main(url: str, target: str, sha256: str, max_bytes: str, silence_limit_s: str) -> int:
+    try:
+        fetch(
+            url,
+            Path(target),
+            sha256=None if sha256 == "-" else sha256,
+            max_bytes=int(max_bytes),
+            silence_limit_s=float(silence_limit_s),
+        )
+    except Exception as error:  # noqa: BLE001 - the process's outermost frame
+        sys.stderr.write(f"{error or type(error).__name__}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

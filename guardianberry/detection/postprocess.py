@@ -1,11 +1,11 @@
-"""The arithmetic around a YOLOv5 network: letterbox, decoding and non-maximum suppression, in numpy."""
+"""The arithmetic around a YOLOv5 network: letterbox, decoding and non-maximum suppression."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +15,7 @@ GREY = 114  # what YOLOv5 pads with
 
 
 class Person(NamedTuple):
-    """A box in pixels of the frame, inside it, and the score 0..1."""
+    """A box in pixels of the frame, inside the frame, and the score, 0 to 1."""
 
     x1: float
     y1: float
@@ -25,26 +25,22 @@ class Person(NamedTuple):
 
 
 class Letterbox:
-    """How a frame becomes the network's input and boxes come back, as YOLOv5's `letterbox` and `scale_boxes`.
+    """How a frame becomes the network's input, and how boxes come back.
 
+    As `letterbox` in utils/augmentations.py (with auto=True) and `scale_boxes` in utils/general.py of YOLOv5, tag v7.0.
     The frame is scaled so that its long side is `long_side_px` (rounded up to a multiple of 32), then padded with grey
-    to multiples of 32, not to a square; with `fixed_px` = (height, width), exactly to that size.
+    to multiples of 32, not to a square.
     """
 
-    def __init__(
-        self, height_px: int, width_px: int, long_side_px: int, fixed_px: tuple[int, int] | None = None
-    ) -> None:
+    def __init__(self, height_px: int, width_px: int, long_side_px: int) -> None:
         side_px = math.ceil(long_side_px / GRID_PX) * GRID_PX
-        box_height_px, box_width_px = fixed_px or (side_px, side_px)
-        ratio = min(box_height_px / height_px, box_width_px / width_px)
+        ratio = min(side_px / height_px, side_px / width_px)
         self.frame_px = (height_px, width_px)
         self.scaled_px = (max(round(height_px * ratio), 1), max(round(width_px * ratio), 1))
-        pad_y_px, pad_x_px = box_height_px - self.scaled_px[0], box_width_px - self.scaled_px[1]
-        if fixed_px is None:
-            pad_y_px, pad_x_px = pad_y_px % GRID_PX, pad_x_px % GRID_PX
+        pad_y_px, pad_x_px = ((side_px - scaled_px) % GRID_PX for scaled_px in self.scaled_px)
         self.top_px, self.left_px = round(pad_y_px / 2 - 0.1), round(pad_x_px / 2 - 0.1)
         self.input_px = (self.scaled_px[0] + pad_y_px, self.scaled_px[1] + pad_x_px)
-        # From here as scale_boxes has it: from the padded size, and with halves of pixels.
+        # As scale_boxes computes it: from the padded size, and with halves of pixels.
         self._gain = min(self.input_px[0] / height_px, self.input_px[1] / width_px)
         self._offset_px = (
             (self.input_px[1] - width_px * self._gain) / 2,
@@ -55,13 +51,18 @@ class Letterbox:
             self._canvas = np.full((*self.input_px, 3), GREY, np.uint8)
             bottom_px, right_px = self.top_px + self.scaled_px[0], self.left_px + self.scaled_px[1]
             self._inner = self._canvas[self.top_px : bottom_px, self.left_px : right_px]
-        self._resize = _load_resize() if self.scaled_px != self.frame_px else np.copyto
 
     def pack(self, frame: Array) -> Array:
-        """[1, height, width, 3] for the network: the frame's own memory where it fits as it is."""
+        """[1, height, width, 3] for the network; the frame's own memory, without a copy, if it has the right size.
+
+        Otherwise the array is overwritten by the next call.
+        """
         if self._canvas is None:
             return np.require(frame, np.uint8, ["C", "W"])[None]  # OpenVINO reads only writeable memory in place
-        self._resize(self._inner, frame)
+        if self.scaled_px == self.frame_px:
+            np.copyto(self._inner, frame)
+        else:
+            cv2.resize(frame, self.scaled_px[::-1], dst=self._inner, interpolation=cv2.INTER_LINEAR)
         return self._canvas[None]
 
     def unpack(self, boxes: Array) -> Array:
@@ -72,15 +73,11 @@ class Letterbox:
         return np.clip(boxes, 0, np.array([width_px, height_px, width_px, height_px], np.float32))
 
 
-def _load_resize() -> Callable[[Array, Array], object]:
-    """OpenCV's bilinear scaling of `frame` into `target`; imported (16 MB) only where frames are really scaled."""
-    import cv2
-
-    return lambda target, frame: cv2.resize(frame, target.shape[1::-1], dst=target, interpolation=cv2.INTER_LINEAR)
-
-
 class Head:
-    """Decodes one raw head map [1, anchors * outputs, rows, columns], only where a score can pass."""
+    """Decodes one raw head map [1, anchors * outputs, rows, columns], as `Detect` in models/yolo.py of YOLOv5 v7.0.
+
+    `outputs` is 6 an anchor (x, y, w, h, objectness, person), or 5 where objectness alone is the score.
+    """
 
     def __init__(self, stride_px: int, anchors_px: Array, outputs: int) -> None:
         self._stride_px, self._anchors_px, self._outputs = stride_px, anchors_px, outputs
@@ -89,7 +86,7 @@ class Head:
         """[n, 5]: centre x, y, width, height in input pixels, and the score, where that is above `conf_thres`."""
         _, _, rows, columns = raw.shape
         maps = raw.reshape(len(self._anchors_px), self._outputs, rows, columns)
-        # score = objectness * class <= objectness, so the one comparison, on raw values, leaves a handful of cells.
+        # score = objectness * class <= objectness: one comparison of raw values leaves a handful of cells to decode.
         anchor, row, column = np.nonzero(maps[:, 4] > _logit(conf_thres))
         values = _sigmoid(maps[anchor, :, row, column].astype(np.float32))
         score = values[:, 4] if self._outputs == 5 else values[:, 4] * values[:, 5]
@@ -99,29 +96,21 @@ class Head:
         return np.concatenate((centre, size, score[:, None]), 1)[score > conf_thres]
 
 
-def score_table(table: Array, conf_thres: float) -> Array:
-    """Rows [n, 5 or 6] of an exported network, decoded already, to the same form as Head.decode."""
-    table = table[table[:, 4] > conf_thres]
-    score = table[:, 4] if table.shape[1] == 5 else table[:, 4] * table[:, 5]
-    return np.concatenate((table[:, :4], score[:, None]), 1)[score > conf_thres]
-
-
 def suppress(corners: Array, iou_thres: float, max_det: int) -> list[int]:
     """Non-maximum suppression: indices of the boxes that stay, at most `max_det`. `corners` is sorted, best first.
 
     A box goes when it overlaps a better one that stays by more than `iou_thres` (intersection over union).
     """
     areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
-    waiting = np.arange(len(corners))
+    remaining = np.arange(len(corners))
     kept: list[int] = []
-    while len(waiting) and len(kept) < max_det:
-        best, waiting = waiting[0], waiting[1:]
+    while len(remaining) and len(kept) < max_det:
+        best, remaining = remaining[0], remaining[1:]
         kept.append(int(best))
-        sides = np.minimum(corners[best, 2:], corners[waiting, 2:]) - np.maximum(
-            corners[best, :2], corners[waiting, :2]
-        )
+        other = corners[remaining]
+        sides = np.minimum(corners[best, 2:], other[:, 2:]) - np.maximum(corners[best, :2], other[:, :2])
         shared = np.clip(sides, 0, None).prod(1)
-        waiting = waiting[shared <= iou_thres * (areas[best] + areas[waiting] - shared)]
+        remaining = remaining[shared <= iou_thres * (areas[best] + areas[remaining] - shared)]
     return kept
 
 

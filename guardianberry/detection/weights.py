@@ -1,12 +1,13 @@
-"""WEIGHTS, a file name, becomes a graph that the detector can load: found, fetched, checked, converted, kept.
+"""From WEIGHTS, a file name, to a graph that the detector can load.
 
-Every file goes through a conversion child once (see convert.py); what comes out is kept in `.cache/` beside it, named
-by the sha256 of its source, so that a changed file or a newer converter never meets an old graph. On a normal start
-this module reads and hashes two files; torch, OpenVINO and urllib are not imported.
+Each file is converted once, in a child process (see convert.py). The graph is kept in `.cache/` beside the file, under
+the sha256 of its source: a changed file or a newer converter gets a graph of its own. On a normal start this module
+reads and hashes two files, and imports neither torch nor OpenVINO nor urllib.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import signal
@@ -26,9 +27,8 @@ from guardianberry.machine import environment_without_credentials
 log = logging.getLogger(__name__)
 
 RELEASE_URL = "https://github.com/ultralytics/yolov5/releases/download/v7.0/"
-# None: no hash that independent sources agree on. A guess would lock out the true file, so the first one seen is
-# recorded beside it (.NAME.sha256) and binding from then on. That is enough: it comes over HTTPS, and no code in a
-# checkpoint is ever run.
+# None: independent sources do not agree on the hash. The hash of the first file seen is recorded beside it
+# (.NAME.sha256) and required from then on. It comes over HTTPS, and no code in a checkpoint is ever run.
 OFFICIAL_SHA256: Mapping[str, str | None] = {
     "yolov5n.pt": "4f180cf23ba0717ada0badd6c685026d73d48f184d00fc159c2641284b2ac0a3",
     "yolov5s.pt": "8b3b748c1e592ddd8868022e8732fde20025197328490623cc16c6f24d0782ee",
@@ -38,18 +38,19 @@ OFFICIAL_SHA256: Mapping[str, str | None] = {
 }
 BUNDLED = "guardianberry-n.xml"
 MAX_DOWNLOAD_BYTES = 400 << 20  # yolov5x.pt, the largest, has 166 MiB
-SILENCE_LIMIT_S = 15.0  # of a download: at boot there is often no network yet, and nobody guards meanwhile
-CONVERSION_LIMIT_S = 600.0  # 3 s on a PC; a Pi with a worn SD card needs its time
+SILENCE_LIMIT_S = 15.0  # of a download without a byte: at boot there is often no network yet
+DOWNLOAD_LIMIT_S = 900.0
+CONVERSION_LIMIT_S = 600.0  # 3 s on a PC; much longer on a Pi with a slow SD card
 CONVERTER = (sys.executable, "-m", "guardianberry.convert")
-POLL_S = 0.2  # how soon a stop is noticed
+POLL_S = 0.2  # a child is ended so soon after a stop
 
 
 class WeightsError(Exception):
-    """No detector from these weights; the message says why and what to do."""
+    """These weights cannot be used; the message says why and what to do."""
 
 
 class UnavailableError(WeightsError):
-    """Not the weights' fault: no network, or the conversion crashed. The bundled model can take over."""
+    """The weights are not at fault: no network, or the conversion failed here. The bundled model can be used."""
 
 
 class Graph(NamedTuple):
@@ -60,7 +61,7 @@ class Graph(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """What find_graph was asked for besides the weights."""
+    """The arguments of find_graph besides the weights."""
 
     stop: threading.Event
     release_url: str
@@ -81,15 +82,20 @@ def find_graph(
     conversion_limit_s: float = CONVERSION_LIMIT_S,
     converter: Sequence[str] = CONVERTER,
 ) -> Graph:
-    """The graph for `weights` in `models_folder`. Raises WeightsError, within 0.2 s also when `stop` gets set.
+    """The graph for the file `weights` in `models_folder`. Raises WeightsError, also within 0.2 s after `stop` is set.
 
-    An official checkpoint that is missing is downloaded. Where that fails, or the conversion crashes, the bundled model
-    takes its place and one WARNING says so. A file that is there but wrong is refused, never replaced, never deleted.
+    A missing official checkpoint is downloaded. If that or the conversion fails, the bundled model is used and a
+    WARNING says so. A file with wrong content is refused; it is never replaced or deleted.
     """
     job = _Job(stop or threading.Event(), release_url, official_sha256, silence_limit_s, conversion_limit_s, converter)
     source, bundled = models_folder / weights, models_folder / BUNDLED
-    if source.name != weights or source.suffix not in CONVERTERS:
-        raise WeightsError(f"WEIGHTS = {weights!r}: give the name of a .pt, .onnx or .xml file in {models_folder}/")
+    if source.name != weights or source.suffix not in {*CONVERTERS, ".onnx"}:
+        raise WeightsError(f"WEIGHTS = {weights!r}: give the name of a .pt or .xml file in {models_folder}/")
+    if source.suffix == ".onnx":
+        raise WeightsError(
+            f"WEIGHTS = {weights!r}: .onnx files cannot be used. Use the .pt file that it was exported from; YOLOv5's"
+            " train.py writes it to runs/train/exp*/weights/best.pt."
+        )
     try:
         models_folder.mkdir(exist_ok=True)
         if not source.is_file():
@@ -105,34 +111,28 @@ def find_graph(
 
 
 def _download(source: Path, job: _Job) -> None:
-    """Fetch an official checkpoint; UnavailableError where it does not come."""
+    """Download an official checkpoint; UnavailableError if that fails."""
     if source.name not in job.official_sha256:
         known = ", ".join([*job.official_sha256, BUNDLED])
         raise WeightsError(
             f"{source.name} is not in {source.parent}/. Put it there, or set WEIGHTS to one of: {known}."
         )
-    from guardianberry.detection.fetch import FetchError, fetch
-
-    url = job.release_url + source.name
+    url, sha256 = job.release_url + source.name, job.official_sha256[source.name]
     log.info("%s is not in %s/; downloading it once from %s", source.name, source.parent, url)
-    try:
-        fetch(
-            url,
-            source,
-            sha256=job.official_sha256[source.name],
-            stop=job.stop,
-            max_bytes=MAX_DOWNLOAD_BYTES,
-            silence_limit_s=job.silence_limit_s,
-        )
-    except FetchError as error:
+    command = [sys.executable, "-m", "guardianberry.detection.fetch", url, str(source.absolute()), sha256 or "-"]
+    ended = _run([*command, str(MAX_DOWNLOAD_BYTES), str(job.silence_limit_s)], DOWNLOAD_LIMIT_S, job.stop)
+    source.with_name(f".{source.name}.part").unlink(missing_ok=True)
+    if ended.code != 0 or not source.is_file():
+        if ended.code == -signal.SIGALRM:
+            ended = ended._replace(last_line=f"no byte came for {job.silence_limit_s:.0f} s")
         raise UnavailableError(
-            f"{source.name} is missing and cannot be downloaded ({error}). Download {url} on another computer and copy"
-            f" it into {source.parent}/."
-        ) from error
+            f"{source.name} is missing and cannot be downloaded ({ended.last_line or ended.how}). Download {url} on"
+            f" another computer and copy it into {source.parent}/."
+        )
 
 
 def _converted(source: Path, job: _Job) -> Graph:
-    """The cached graph of `source`, made now if need be."""
+    """The cached graph of `source`, converted now if it is missing or damaged."""
     parts = [source, source.with_suffix(".bin")] if source.suffix == ".xml" else [source]
     for part in parts:
         if not part.is_file():
@@ -145,7 +145,7 @@ def _converted(source: Path, job: _Job) -> Graph:
     if not _is_whole(xml):
         cache.mkdir(mode=0o700, exist_ok=True)
         started_s = time.monotonic()
-        log.info("%s is being converted, which is done once", source.name)
+        log.info("%s is being converted; this is done once", source.name)
         _convert(source, xml, job)
         log.info("%s converted in %.1f s, kept as .cache/%s", source.name, time.monotonic() - started_s, xml.name)
     return Graph(xml, source.name)
@@ -166,7 +166,7 @@ def _check_official(source: Path, sha256: str, expected: str | None) -> None:
 
 
 def _is_whole(xml: Path) -> bool:
-    """True if a graph was written to its end and its .bin still has the checksum that the .xml carries."""
+    """True if the .xml is complete and the .bin has the checksum that the .xml holds."""
     try:
         text = xml.read_bytes()
         recorded = re.search(rb'<bin_sha256 value="([0-9a-f]{64})"', text)
@@ -175,57 +175,64 @@ def _is_whole(xml: Path) -> bool:
             return True
     except FileNotFoundError:
         return False
-    log.warning("The cached graph %s is damaged and is made again", xml.name)
+    log.warning("The cached graph %s is damaged and is converted again", xml.name)
     return False
 
 
 def _convert(source: Path, xml: Path, job: _Job) -> None:
-    """Run the child to its end; WeightsError with its reason, and a way out, if there is no graph afterwards."""
-    root = Path(__file__).resolve().parents[2]
-    command = [*job.converter, str(source.absolute()), str(xml.absolute())]
+    """Run the conversion child; WeightsError with the reason and what to do if there is no graph afterwards."""
+    ended = _run([*job.converter, str(source.absolute()), str(xml.absolute())], job.conversion_limit_s, job.stop)
+    if ended.code == REFUSED:
+        raise WeightsError(f"{source.name} cannot be used: {ended.last_line}")
+    if ended.code != 0 or not _is_whole(xml):
+        command = f"env/bin/python -m guardianberry.convert models/{source.name} models/{xml.name}"
+        said = f" ({ended.last_line})" if ended.last_line else ""
+        raise UnavailableError(
+            f"The conversion of {source.name} {ended.how}{said}. What to do: on another computer with this program run"
+            f" `{command}`, then copy {xml.name} and {xml.stem}.bin from its models/ into {xml.parent}/ here."
+        )
+
+
+class _Ended(NamedTuple):
+    """How a child ended: exit code (negative: signal), the same in words, and the last line of its output."""
+
+    code: int
+    how: str
+    last_line: str
+
+
+def _run(command: Sequence[str], limit_s: float, stop: threading.Event) -> _Ended:
+    """Run a child of ours to its end, or kill it after `limit_s`; WeightsError when `stop` is set."""
+    deadline_s = time.monotonic() + limit_s
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(
             command,
-            cwd=root,
+            cwd=Path(__file__).resolve().parents[2],
             env=environment_without_credentials(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
-        ending = _wait(child, job)
+        try:
+            while child.poll() is None and time.monotonic() < deadline_s and not stop.is_set():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(POLL_S)
+            in_time = child.poll() is not None
+        finally:
+            child.kill()  # does nothing after its end
+            child.wait()
         output.seek(0)
         lines = output.read().decode(errors="replace").strip().splitlines() or [""]
-    if job.stop.is_set():
-        raise WeightsError(f"{source.name}: stopped in mid-conversion.")
-    if child.returncode == REFUSED:
-        raise WeightsError(f"{source.name} cannot be used: {lines[-1]}")
-    if child.returncode != 0 or not _is_whole(xml):
-        way_out = f"env/bin/python -m guardianberry.convert models/{source.name} models/{xml.name}"
-        said = f" ({lines[-1]})" if lines[-1] else ""
-        raise UnavailableError(
-            f"The conversion of {source.name} {ending}{said}. The way out: on another computer"
-            f" with this program run `{way_out}`, then copy {xml.name} and {xml.stem}.bin from its models/ into"
-            f" {xml.parent}/ here."
-        )
+    if stop.is_set():
+        raise WeightsError("The preparation of the weights was stopped.")
+    how = _in_words(child.returncode) if in_time else f"took more than {limit_s:.0f} s"
+    return _Ended(child.returncode, how, lines[-1])
 
 
-def _wait(child: subprocess.Popen[bytes], job: _Job) -> str:
-    """Wait for the child's end, or make one when `stop` is set or time is up; returns how it ended, in words."""
-    deadline_s = time.monotonic() + job.conversion_limit_s
-    try:
-        while child.poll() is None and time.monotonic() < deadline_s and not job.stop.is_set():
-            try:
-                child.wait(POLL_S)
-            except subprocess.TimeoutExpired:
-                continue
-        if child.poll() is None:
-            return f"took more than {job.conversion_limit_s:.0f} s"
-    finally:
-        child.kill()  # no-op after its end
-        child.wait()
-    if child.returncode >= 0:
-        return f"ended with code {child.returncode}"
-    name = signal.Signals(-child.returncode).name
-    hint = {"SIGKILL": ", short of memory perhaps", "SIGILL": ": torch does not run on this CPU"}
+def _in_words(code: int) -> str:
+    if code >= 0:
+        return f"ended with code {code}"
+    name = signal.Signals(-code).name
+    hint = {"SIGKILL": ", perhaps for lack of memory", "SIGILL": ": torch does not run on this CPU"}
     return f"was killed by {name}{hint.get(name, '')}"
