@@ -19,14 +19,19 @@ _TIMEOUT_S = 60.0
 
 
 class Chromium:
-    """One window. Use it as a context manager. `console` and `requests` hold what the page said and asked for."""
+    """One window. Use it as a context manager.
+
+    `console` holds what the page and the browser said, `requests` the URLs that were asked for, by the browser's number
+    of the request. What the page's Content Security Policy stopped is in `blocked` instead.
+    """
 
     def __init__(self, *, width_px: int = 1200, height_px: int = 800, dark: bool = False, scale: float = 1) -> None:
         program = shutil.which("chromium") or shutil.which("google-chrome")
         if program is None:
             raise FileNotFoundError("chromium is not installed (apt install chromium)")
         self.console: list[str] = []
-        self.requests: list[str] = []
+        self.requests: dict[str, str] = {}
+        self.blocked: list[str] = []
         self._profile = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
         self._last_id = 0
         self._buffer = b""
@@ -157,7 +162,9 @@ class Chromium:
         elif method == "Page.javascriptDialogOpening":
             self.console.append(f"dialog: {told['message']}")
         elif method == "Network.requestWillBeSent":
-            self.requests.append(told["request"]["url"])
+            self.requests[told["requestId"]] = told["request"]["url"]
+        elif method == "Network.loadingFailed" and told.get("blockedReason") == "csp":
+            self.blocked.append(self.requests.pop(told["requestId"], "?"))
 
 
 def _high_pipe() -> tuple[int, int]:
