@@ -416,6 +416,7 @@ def test_the_epochs_of_runs_that_went_on_from_each_other_are_counted_on():
 
 def test_the_best_weights_become_a_graph_that_the_daemon_runs(tmp_path):
     model = build(nc=1, seed=5).eval()
+    trainer.bias_heads(model.detect)
     with torch.no_grad():
         for head in model.detect.m:
             head.bias.view(3, 5)[:, 4] += 4  # random weights find something

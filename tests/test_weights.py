@@ -21,12 +21,17 @@ import pytest
 
 from guardianberry.detection import convert
 from guardianberry.detection import openvino_model as graphs
+from guardianberry.detection import weights as weights_module
 from guardianberry.detection.detector import Detector
-from guardianberry.detection.weights import BUNDLED, OFFICIAL_SHA256, UnavailableError, WeightsError, find_graph
+from guardianberry.detection.weights import BUNDLED, OFFICIAL_SHA256, Graph, Setup, UnavailableError, WeightsError
 from tests.daemon import OFFICIAL_WEIGHTS, ROOT
 
 NOWHERE = "http://127.0.0.1:9/"  # the discard port: refused at once
 THRESHOLDS: dict[str, Any] = {"conf_thres": 0.255, "iou_thres": 0.45, "max_det": 1000}
+
+
+def find_graph(weights: str, models: Path, *, stop: threading.Event | None = None, **setup: Any) -> Graph:
+    return weights_module.find_graph(weights, models, stop=stop, setup=Setup(**setup))
 
 
 @pytest.fixture(scope="session")
@@ -415,12 +420,11 @@ def answer_too_much(handler: http.server.BaseHTTPRequestHandler) -> None:
     ],
 )
 def test_failed_download_says_why_and_leaves_nothing(
-    models: Path, release: ReleaseServer, monkeypatch: pytest.MonkeyPatch, behave: Any, reason: str
+    models: Path, release: ReleaseServer, behave: Any, reason: str
 ) -> None:
-    monkeypatch.setattr("guardianberry.detection.weights.MAX_DOWNLOAD_BYTES", 1_000_000)
     release.behave = behave
     with pytest.raises(UnavailableError, match=reason) as caught:
-        find_graph("yolov5n.pt", models, release_url=release.url, silence_limit_s=1)
+        find_graph("yolov5n.pt", models, release_url=release.url, silence_limit_s=1, max_download_bytes=1_000_000)
     advice = f"Download {release.url}yolov5n.pt on another computer and copy it into {models}/."
     assert advice in str(caught.value)
     assert list(models.iterdir()) == []

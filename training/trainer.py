@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guardianberry.detection.yolov5 import COCO_ANCHORS_PX, Model, build, fuse, keep_person_only, load_checkpoint
+from guardianberry.detection.yolov5 import (
+    COCO_ANCHORS_PX,
+    STRIDES_PX,
+    Detect,
+    Model,
+    build,
+    fuse,
+    keep_person_only,
+    load_checkpoint,
+)
 from training.batches import Picture
 from training.loss import (
     BOX_GAIN,
@@ -81,6 +90,14 @@ def make_optimizer(model: Model) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=WHOLE_RATE, fused=True)
 
 
+def bias_heads(detect: Detect) -> None:
+    """Start objectness at 8 objects a 640 px image, as YOLOv5 does (arXiv 1708.02002 section 3.3)."""
+    for head, stride in zip(detect.m, STRIDES_PX, strict=True):
+        bias = head.bias.detach().view(detect.na, -1).clone()  # type: ignore[operator]
+        bias[:, 4] += math.log(8 / (640 / stride) ** 2)
+        head.bias = nn.Parameter(bias.view(-1))
+
+
 class Trainer:
     """The state of a run: what a checkpoint holds and what one batch changes."""
 
@@ -101,9 +118,9 @@ class Trainer:
         self.team = team or Team()
         self.device, self.minutes, self.seed, self.whole_rate = device, minutes, seed, whole_rate
         self.rounds, self.rounds_per_epoch = epochs * rounds_per_epoch, rounds_per_epoch
-        self.model = (
-            build(nc=1, anchors_px=anchors_px, seed=seed).to(device).to(memory_format=torch.channels_last).train()
-        )
+        model = build(nc=1, anchors_px=anchors_px, seed=seed)
+        bias_heads(model.detect)
+        self.model = model.to(device).to(memory_format=torch.channels_last).train()
         if start:
             self.model.load_state_dict(torch.load(start, map_location=device, weights_only=True))
         self.labels_score = start is None or teacher_path is None

@@ -15,7 +15,7 @@ import resource
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from guardianberry.detection.openvino_model import file_sha256, load_convert_model, load_openvino, read_info, save
 
@@ -42,7 +42,7 @@ def export(model: nn.Module, out: Path, *, model_name: str, source_sha256: str =
     example = torch.zeros((1, 64, 96, 3), dtype=torch.uint8)  # the graph takes any size
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch wants torch.export instead
-        traced = torch.jit.trace(_take_bytes(network), example, check_trace=False)
+        traced = torch.jit.trace(yolov5.Bytes(network).eval(), example, check_trace=False)
     graph = load_convert_model()(traced, example_input=example, input=[([1, -1, -1, 3], ov.Type.u8)])
     info = {
         "kind": "heads",
@@ -53,27 +53,6 @@ def export(model: nn.Module, out: Path, *, model_name: str, source_sha256: str =
         "source_sha256": source_sha256,
     }
     save(graph, out, info, half=half)
-
-
-def _take_bytes(network: Any) -> nn.Module:
-    """`network` with uint8 NHWC BGR input. The first convolution takes over channel order and 1/255, at no cost.
-
-    This is exact at the borders too, because the convolution pads with zeros. Bytes are exact in bf16 and fp16.
-    """
-    import torch
-    from torch import nn
-
-    class Bytes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-            first = network.model[0].conv
-            first.weight = nn.Parameter(first.weight.detach().flip(1) / 255)
-
-        def forward(self, frame: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return tuple(self.network(frame.permute(0, 3, 1, 2).float()))
-
-    return Bytes().eval()
 
 
 def convert_checkpoint(source: Path, out: Path, *, half: bool) -> None:

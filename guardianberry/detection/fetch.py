@@ -31,12 +31,12 @@ class _StayEncrypted(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def fetch(url: str, target: Path, *, sha256: str | None, max_bytes: int, silence_limit_s: float) -> None:
-    """Put the file at `url` to `target`, mode 0600; `sha256` None skips that check. Raises OSError and others."""
+def fetch(url: str, target: Path, sha256: str, max_bytes: int, silence_limit_s: float) -> None:
+    """Put the file at `url` to `target`, mode 0600; `sha256` "-" skips that check. Raises what urllib raises."""
     part = target.with_name(f".{target.name}.part")  # the parent deletes it if this process is killed
     with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         _receive(url, file, max_bytes, silence_limit_s)
-    if sha256 and (found := file_sha256(part)) != sha256:
+    if (found := file_sha256(part)) != sha256 != "-":
         raise OSError(f"what came has sha256 {found}, expected {sha256}")
     fsync_path(part)
     part.replace(target)
@@ -62,13 +62,7 @@ def _receive(url: str, file: BinaryIO, max_bytes: int, silence_limit_s: float) -
 
 def main(url: str, target: str, sha256: str, max_bytes: str, silence_limit_s: str) -> int:
     try:
-        fetch(
-            url,
-            Path(target),
-            sha256=None if sha256 == "-" else sha256,
-            max_bytes=int(max_bytes),
-            silence_limit_s=float(silence_limit_s),
-        )
+        fetch(url, Path(target), sha256, int(max_bytes), float(silence_limit_s))
     except Exception as error:  # noqa: BLE001 - the process's outermost frame
         sys.stderr.write(f"{error or type(error).__name__}\n")
         return 1

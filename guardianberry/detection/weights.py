@@ -26,7 +26,6 @@ from guardianberry.machine import environment_without_credentials
 
 log = logging.getLogger(__name__)
 
-RELEASE_URL = "https://github.com/ultralytics/yolov5/releases/download/v7.0/"
 # None: independent sources do not agree on the hash. The hash of the first file seen is recorded beside it
 # (.NAME.sha256) and required from then on. It comes over HTTPS, and no code in a checkpoint is ever run.
 OFFICIAL_SHA256: Mapping[str, str | None] = {
@@ -37,11 +36,7 @@ OFFICIAL_SHA256: Mapping[str, str | None] = {
     "yolov5x.pt": None,
 }
 BUNDLED = "guardianberry-n.xml"
-MAX_DOWNLOAD_BYTES = 400 << 20  # yolov5x.pt, the largest, has 166 MiB
-SILENCE_LIMIT_S = 15.0  # of a download without a byte: at boot there is often no network yet
 DOWNLOAD_LIMIT_S = 900.0
-CONVERSION_LIMIT_S = 600.0  # 3 s on a PC; much longer on a Pi with a slow SD card
-CONVERTER = (sys.executable, "-m", "guardianberry.convert")
 POLL_S = 0.2  # a child is ended so soon after a stop
 
 
@@ -60,34 +55,29 @@ class Graph(NamedTuple):
     model_name: str
 
 
-class _Job(NamedTuple):
-    """The arguments of find_graph besides the weights."""
+class Setup(NamedTuple):
+    """Where weights come from and how long that may take; tests change it."""
 
-    stop: threading.Event
-    release_url: str
-    official_sha256: Mapping[str, str | None]
-    silence_limit_s: float
-    conversion_limit_s: float
-    converter: Sequence[str]
+    release_url: str = "https://github.com/ultralytics/yolov5/releases/download/v7.0/"
+    official_sha256: Mapping[str, str | None] = OFFICIAL_SHA256
+    silence_limit_s: float = 15.0  # of a download without a byte: at boot there is often no network yet
+    max_download_bytes: int = 400 << 20  # yolov5x.pt, the largest, has 166 MiB
+    conversion_limit_s: float = 600.0  # 3 s on a PC; much longer on a Pi with a slow SD card
+    converter: Sequence[str] = (sys.executable, "-m", "guardianberry.convert")
+
+
+DEFAULTS = Setup()
 
 
 def find_graph(
-    weights: str,
-    models_folder: Path,
-    *,
-    stop: threading.Event | None = None,
-    release_url: str = RELEASE_URL,
-    official_sha256: Mapping[str, str | None] = OFFICIAL_SHA256,
-    silence_limit_s: float = SILENCE_LIMIT_S,
-    conversion_limit_s: float = CONVERSION_LIMIT_S,
-    converter: Sequence[str] = CONVERTER,
+    weights: str, models_folder: Path, *, stop: threading.Event | None = None, setup: Setup = DEFAULTS
 ) -> Graph:
     """The graph for the file `weights` in `models_folder`. Raises WeightsError, also within 0.2 s after `stop` is set.
 
     A missing official checkpoint is downloaded. If that or the conversion fails, the bundled model is used and a
     WARNING says so. A file with wrong content is refused; it is never replaced or deleted.
     """
-    job = _Job(stop or threading.Event(), release_url, official_sha256, silence_limit_s, conversion_limit_s, converter)
+    stop = stop or threading.Event()
     source, bundled = models_folder / weights, models_folder / BUNDLED
     if source.name != weights or source.suffix not in {*CONVERTERS, ".onnx"}:
         raise WeightsError(f"WEIGHTS = {weights!r}: give the name of a .pt or .xml file in {models_folder}/")
@@ -99,54 +89,54 @@ def find_graph(
     try:
         models_folder.mkdir(exist_ok=True)
         if not source.is_file():
-            _download(source, job)
-        return _converted(source, job)
+            _download(source, setup, stop)
+        return _converted(source, setup, stop)
     except UnavailableError as error:
-        if source == bundled or not bundled.is_file() or job.stop.is_set():
+        if source == bundled or not bundled.is_file() or stop.is_set():
             raise
         log.warning("%s Until the next start the bundled %s is used", error, BUNDLED)
-        return _converted(bundled, job)
+        return _converted(bundled, setup, stop)
     except OSError as error:
         raise WeightsError(f"{weights} cannot be read, or its graph not kept, in {models_folder}/: {error}") from error
 
 
-def _download(source: Path, job: _Job) -> None:
+def _download(source: Path, setup: Setup, stop: threading.Event) -> None:
     """Download an official checkpoint; UnavailableError if that fails."""
-    if source.name not in job.official_sha256:
-        known = ", ".join([*job.official_sha256, BUNDLED])
+    if source.name not in setup.official_sha256:
+        known = ", ".join([*setup.official_sha256, BUNDLED])
         raise WeightsError(
             f"{source.name} is not in {source.parent}/. Put it there, or set WEIGHTS to one of: {known}."
         )
-    url, sha256 = job.release_url + source.name, job.official_sha256[source.name]
+    url, sha256 = setup.release_url + source.name, setup.official_sha256[source.name]
     log.info("%s is not in %s/; downloading it once from %s", source.name, source.parent, url)
     command = [sys.executable, "-m", "guardianberry.detection.fetch", url, str(source.absolute()), sha256 or "-"]
-    ended = _run([*command, str(MAX_DOWNLOAD_BYTES), str(job.silence_limit_s)], DOWNLOAD_LIMIT_S, job.stop)
+    ended = _run([*command, str(setup.max_download_bytes), str(setup.silence_limit_s)], DOWNLOAD_LIMIT_S, stop)
     source.with_name(f".{source.name}.part").unlink(missing_ok=True)
     if ended.code != 0 or not source.is_file():
         if ended.code == -signal.SIGALRM:
-            ended = ended._replace(last_line=f"no byte came for {job.silence_limit_s:.0f} s")
+            ended = ended._replace(last_line=f"no byte came for {setup.silence_limit_s:.0f} s")
         raise UnavailableError(
             f"{source.name} is missing and cannot be downloaded ({ended.last_line or ended.how}). Download {url} on"
             f" another computer and copy it into {source.parent}/."
         )
 
 
-def _converted(source: Path, job: _Job) -> Graph:
+def _converted(source: Path, setup: Setup, stop: threading.Event) -> Graph:
     """The cached graph of `source`, converted now if it is missing or damaged."""
     parts = [source, source.with_suffix(".bin")] if source.suffix == ".xml" else [source]
     for part in parts:
         if not part.is_file():
             raise WeightsError(f"{part.name} is missing in {part.parent}/: a graph is two files, .xml and .bin.")
     sha256 = file_sha256(*parts)
-    if source.name in job.official_sha256:
-        _check_official(source, sha256, job.official_sha256[source.name])
+    if source.name in setup.official_sha256:
+        _check_official(source, sha256, setup.official_sha256[source.name])
     cache = source.parent / ".cache"
     xml = cache / f"{source.stem}-{sha256[:8]}-v{CONVERTER_VERSION}.xml"
     if not _is_whole(xml):
         cache.mkdir(mode=0o700, exist_ok=True)
         started_s = time.monotonic()
         log.info("%s is being converted; this is done once", source.name)
-        _convert(source, xml, job)
+        _convert(source, xml, setup, stop)
         log.info("%s converted in %.1f s, kept as .cache/%s", source.name, time.monotonic() - started_s, xml.name)
     return Graph(xml, source.name)
 
@@ -179,9 +169,9 @@ def _is_whole(xml: Path) -> bool:
     return False
 
 
-def _convert(source: Path, xml: Path, job: _Job) -> None:
+def _convert(source: Path, xml: Path, setup: Setup, stop: threading.Event) -> None:
     """Run the conversion child; WeightsError with the reason and what to do if there is no graph afterwards."""
-    ended = _run([*job.converter, str(source.absolute()), str(xml.absolute())], job.conversion_limit_s, job.stop)
+    ended = _run([*setup.converter, str(source.absolute()), str(xml.absolute())], setup.conversion_limit_s, stop)
     if ended.code == REFUSED:
         raise WeightsError(f"{source.name} cannot be used: {ended.last_line}")
     if ended.code != 0 or not _is_whole(xml):

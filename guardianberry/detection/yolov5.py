@@ -1,9 +1,9 @@
-"""YOLOv5 as torch modules: read official checkpoints, build our own, cut a network down to persons.
+"""YOLOv5 as torch modules: read official checkpoints, build new networks, keep only the person class.
 
-Imported by the conversion child, by `training/` and by tests; the daemon itself never imports it, because torch
-costs 2.4 s and 350 MB to be there. Class and attribute names are those of YOLOv5 v7.0 (Ultralytics, AGPL-3.0): an
-official checkpoint is a pickle of whole module objects, and `torch.load` puts their attributes into these classes.
-Only the layers of the P5 models n, s, m, l and x (v6.0 and later) are known; anything else is refused.
+Imported by the conversion child, by `training/` and by tests. The daemon itself does not import it, because torch takes
+2.4 s and 350 MB. Class and attribute names are those of YOLOv5 v7.0 (Ultralytics, AGPL-3.0): an official checkpoint is
+a pickle of whole module objects, and `torch.load` puts their attributes into these classes. Only the layers of the P5
+models n, s, m, l and x (v6.0 and later) are known; anything else is refused.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class C3(nn.Module):
 
 
 class SPPF(nn.Module):
-    """Spatial pyramid pooling, the fast form: one 5x5 max-pool applied three times."""
+    """Spatial pyramid pooling in its fast form: one 5x5 max-pool applied three times."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Concat(nn.Module):
 class Detect(nn.Module):
     """The three heads. Returns raw maps, one a stride: [batch, anchors * outputs, height, width], before any sigmoid.
 
-    `no` outputs an anchor: x, y, w, h, objectness, then one per class (none where nc == 1 was built by `build`).
+    `no` outputs an anchor: x, y, w, h, objectness, then one per class (none if `build` made it with nc == 1).
     `anchors` is a buffer in units of the stride, as in the official checkpoints.
     """
 
@@ -122,22 +122,17 @@ class Detect(nn.Module):
 
 
 class Model(nn.Module):
-    """A list of layers; each carries `f`, where its input comes from (-1: the layer before), and `i`, its place."""
+    """A list of layers. The attribute `f` of each says where its input comes from: -1 is the layer before."""
 
     model: nn.Sequential
-    save: list[int]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x: Any = images
         outputs: list[Any] = []
         for layer in self.model:
-            source: Any = layer.f
-            if isinstance(source, int):
-                x = x if source == -1 else outputs[source]
-            else:
-                x = [x if j == -1 else outputs[j] for j in source]
-            x = layer(x)
-            outputs.append(x if layer.i in self.save else None)
+            sources: Any = layer.f
+            x = layer(x if sources == -1 else [x if j == -1 else outputs[j] for j in sources])
+            outputs.append(x)
         return x
 
     @property
@@ -150,7 +145,7 @@ class Model(nn.Module):
 def build(
     *, nc: int, width: float = 0.25, depth: float = 0.33, anchors_px: tuple = COCO_ANCHORS_PX, seed: int = 0
 ) -> Model:
-    """A YOLOv5 v6 P5 network with random weights (n: width .25, depth .33; s: .50, .33), biased as the authors do."""
+    """A YOLOv5 v6 P5 network with random weights (n: width .25, depth .33; s: .50, .33)."""
     torch.manual_seed(seed)
 
     def ch(channels: int) -> int:
@@ -190,48 +185,52 @@ def build(
         ([17, 20, 23], Detect(nc, anchors_px, (ch(256), ch(512), ch(1024)))),
     ]
     model = Model()
-    for i, (source, layer) in enumerate(layers):
-        layer.f, layer.i = source, i  # type: ignore[assignment]
+    for source, layer in layers:
+        layer.f = source  # type: ignore[assignment]
     model.model = nn.Sequential(*(layer for _, layer in layers))
-    model.save = [4, 6, 10, 14, 17, 20, 23]
-    _bias_heads(model.detect)
     return model
 
 
-def _bias_heads(detect: Detect) -> None:
-    """Start objectness at 8 objects a 640 px image, as YOLOv5 does (arXiv 1708.02002 section 3.3)."""
-    for head, stride in zip(detect.m, STRIDES_PX, strict=True):
-        bias = head.bias.detach().view(detect.na, -1).clone()  # type: ignore[operator]
-        bias[:, 4] += math.log(8 / (640 / stride) ** 2)
-        if detect.nc > 1:
-            bias[:, 5:] += math.log(0.6 / (detect.nc - 0.99999))
-        head.bias = nn.Parameter(bias.view(-1))
+class Bytes(nn.Module):
+    """`network` with uint8 NHWC BGR input. Its first convolution takes over channel order and 1/255, at no cost.
+
+    This is exact at the borders too, because the convolution pads with zeros. Bytes are exact in bf16 and fp16.
+    """
+
+    def __init__(self, network: Model) -> None:
+        super().__init__()
+        self.network = network
+        first: Any = network.model[0].conv
+        first.weight = nn.Parameter(first.weight.detach().flip(1) / 255)
+
+    def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.network(frame.permute(0, 3, 1, 2).float()))
 
 
+_TORCH_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.SiLU, nn.MaxPool2d, nn.Upsample, nn.ModuleList, nn.Sequential)
 _SAFE_GLOBALS: list[Any] = [
-    (Conv, "models.common.Conv"),
-    (C3, "models.common.C3"),
-    (Bottleneck, "models.common.Bottleneck"),
-    (SPPF, "models.common.SPPF"),
-    (Concat, "models.common.Concat"),
-    (Model, "models.yolo.Model"),
-    (Model, "models.yolo.DetectionModel"),
-    (Detect, "models.yolo.Detect"),
-    nn.Conv2d,
-    nn.BatchNorm2d,
-    nn.SiLU,
-    nn.MaxPool2d,
-    nn.Upsample,
-    nn.ModuleList,
-    nn.Sequential,
-    OrderedDict,
+    *((layer, f"models.common.{layer.__name__}") for layer in (Conv, C3, Bottleneck, SPPF, Concat)),
+    *((Detect, "models.yolo.Detect"), (Model, "models.yolo.Model"), (Model, "models.yolo.DetectionModel")),
+    *(OrderedDict, *_TORCH_LAYERS),
 ]
+
+
+_LOAD_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
 
 
 def load_checkpoint(path: Path) -> Model:
     """An official YOLOv5 detection checkpoint as an f32 network in evaluation mode; raises CheckpointError.
 
-    Runs no code out of the file: `weights_only=True` admits tensors and the classes listed above, nothing else.
+    No code in the file is run: `weights_only=True` accepts only tensors and the classes in _SAFE_GLOBALS.
     """
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
@@ -239,16 +238,7 @@ def load_checkpoint(path: Path) -> Model:
         model = checkpoint["ema"] or checkpoint["model"] if "ema" in checkpoint else checkpoint["model"]
         if not isinstance(model, Model) or not isinstance(model.detect, Detect):
             raise TypeError("it holds no YOLOv5 detection model")
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except _LOAD_ERRORS as error:
         first_line = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(
             f"{path.name} cannot be used: {first_line}. Use an official YOLOv5 v7.0 checkpoint"
@@ -261,9 +251,9 @@ def load_checkpoint(path: Path) -> Model:
 
 
 def keep_person_only(model: Model) -> Model:
-    """Cut the heads, in place, to x, y, w, h, objectness and the person class: the other 79 are dead weight here.
+    """Cut the heads, in place, to x, y, w, h, objectness and the person class: 6 outputs an anchor.
 
-    The network keeps 6 outputs an anchor where it knew several classes, 5 where it knew persons alone.
+    A network that knows only persons keeps its 5 outputs an anchor.
     """
     detect = model.detect
     if detect.no <= 6:
