@@ -26,49 +26,55 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from guardianberry.logs import formatter
 from guardianberry.settings import find_problems
+
+if TYPE_CHECKING:  # at run time each is imported where it is used: after the umask, the lock and one heap are set up
+    from guardianberry.camera.supervisor import Camera
+    from guardianberry.detection.detector import Detector
+    from guardianberry.recording.clock import Clock
+    from guardianberry.recording.events import EventFiles
+    from guardianberry.recording.recorder import Recorder
+    from guardianberry.recording.retention import Disk
+    from guardianberry.upload.uploader import Uploader
 
 # ---- Events: when a recording starts and how long it lasts
 MAX_RECORDING_DURATION_S = 20  # of video in all, pre-roll included; longer clips reach S3 later on a slow uplink
 MIN_GAP_BETWEEN_VIDEO_START_S = 60  # from start to start: one alert a minute is enough to act on
 PERSON_GONE_AFTER_S = 2  # people are lost for a second when they turn or bend; 0 stops at the first frame without one
 PRE_ROLL_S = 3  # video from before the detection: how the person came in; kept in memory, 0.25 MB a second
-DETECTIONS_TO_START = 2  # looks with a person; 1 makes each flicker an event, 3 is a frame later
-DETECTION_WINDOW_LOOKS = 3  # of the last so many: one miss between them is forgiven
+DETECTIONS_TO_START = 2  # inferences with a person; 1 makes each flicker an event, 3 is a frame later
 
 # ---- Detector: YOLOv5, people only
-WEIGHTS = "yolov5n.pt"  # in models/: an official YOLOv5 checkpoint, fetched once where it is missing
-CONF_THRES = 0.255  # 0 to 1; below it a shadow is a person, above it a person in the dark is none
-IOU_THRES = 0.45  # 0 to 1; boxes that overlap more are one person
-MAX_DET = 1000  # people in one frame; a bound, not a setting
-MAX_BLIND_S = 1  # where nothing moves, a look this often finds who stands still; 10 is cooler and finds them later
+WEIGHTS = "yolov5n.pt"  # in models/: an official YOLOv5 checkpoint, downloaded once where it is missing
+CONF_THRES = 0.255  # 0 to 1; lower takes shadows for people, higher misses people in the dark
+INFERENCE_AT_LEAST_EVERY_S = (
+    1  # also where nothing moves, to find people who stand still; 10 is cooler, finds them later
+)
 DETECTOR_INPUT_WIDTH_PX = 416  # 640 costs 2.3 times as much, sees 1.5 times as far, and takes some cars for people
 
 # ---- Camera
 FRAME_WIDTH_PX = 640  # what is recorded; more costs bytes and decoding, the detector's input stays the same
 FRAME_HEIGHT_PX = 480  # 4:3 is the sensor's own shape; 16:9 cuts off above and below
 FRAME_RATE_FPS = 10  # enough to see what a person does; each frame more costs detection time and bytes
-KEY_FRAME_INTERVAL_FRAMES = FRAME_RATE_FPS  # a key frame a second: clips can begin only there
-BITRATE_BPS = 2_000_000  # 5 MB a clip; VC4's own default of 10 Mbit/s would be 25 MB
-CAMERA_STALL_S = 5  # without a byte: the camera hangs (rpicam-vid never gives up by itself) and is started again
-STREAM_URL = "tcp://127.0.0.1:8888"  # a stream started by hand is read from here; nothing ever listens here itself
+BITRATE_BPS = 2_000_000  # 5 MB a clip; the default of the Pi 4's encoder, 10 Mbit/s, would be 25 MB
 
 # ---- Files and buckets
 VIDEOS_BUCKET = "guardianberry.videos"  # names are unique in all of AWS: put yours here
-IMAGES_BUCKET = "guardianberry.images"  # never the same one: alerts hang on each new object here
-SERVER_SIDE_ENCRYPTION = "AES256"  # None for S3 servers that know no encryption
-JPEG_QUALITY = 85  # 1 to 100; 50 to 80 kB a picture, so that it is through a 300 kbit/s uplink in 2 s
+IMAGES_BUCKET = "guardianberry.images"  # must differ from the other: each new object here alerts somebody
+SERVER_SIDE_ENCRYPTION = "AES256"  # None for S3 servers without encryption
+MIN_FREE_DISK_BYTES = 500_000_000  # below it the oldest videos are deleted, uploaded or not; a full card stops the Pi
 
-# ---- Disk, clock and watchdog
-MIN_FREE_DISK_BYTES = 500_000_000  # below it the oldest videos go, un-uploaded; a full SD card breaks the whole system
-CLOCK_WAIT_S = 120  # after the boot; events wait this long for NTP to set the clock, then take it as it is
-CLOCK_SYNC_FILE = ""  # a file whose existence says that the clock is set; empty: ask systemd-timesyncd or the kernel
-LOOP_TICK_S = 0.5  # the loop comes round this often even without a frame
-LOOP_STALL_S = 60  # the loop has hung in native code: well above the slowest honest pass, a camera restart (3 s)
+# ---- Fixed: others rely on these three, nobody should change them
+IOU_THRES = 0.45  # 0 to 1; boxes that overlap more are one person
+MAX_DET = 1000  # people in one frame, at most
+STREAM_URL = "tcp://127.0.0.1:8888"  # a stream started by hand is read from here; the daemon itself never listens
 
 HERE = Path(__file__).resolve().parent
+LOOP_TICK_S = 0.5  # the loop runs this often even without a frame; at most 1 s, or SIGTERM is noticed too late
+LOOP_STALL_S = 60  # then the loop hangs in native code; its slowest normal pass restarts a camera and takes 3 s
 DEMO_GAP_S = 10  # in place of MIN_GAP_BETWEEN_VIDEO_START_S: nobody wants to watch a minute of empty room
 EXIT_CANNOT_RUN = 1  # now: another one runs, no weights; launch.sh tries again, with longer and longer pauses
 EXIT_NEEDS_EDITING = 2  # launch.sh does not try again: only an edit of this file helps
@@ -76,21 +82,12 @@ EXIT_NEEDS_EDITING = 2  # launch.sh does not try again: only an edit of this fil
 log = logging.getLogger("guardianberry")
 
 
-def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
-    """Guard until `stop` is set. Files go to `folder`/videos and `folder`/images, which exist and are ours alone."""
-    from guardianberry.camera.supervisor import Camera
+def make_detector(stop: threading.Event | None = None) -> Detector:
+    """The daemon's detector, also for --check. Raises WeightsError, and soon when `stop` gets set meanwhile."""
     from guardianberry.detection.detector import Detector
-    from guardianberry.detection.motion import MotionGate
     from guardianberry.detection.weights import find_graph
-    from guardianberry.machine import get_rpi_serial_number
-    from guardianberry.recording.clock import Clock, marker_exists, system_clock_is_synchronised
-    from guardianberry.recording.events import EventFiles
-    from guardianberry.recording.recorder import Inference, Recorder, Start, Stop
-    from guardianberry.recording.retention import Disk
-    from guardianberry.summary import DailySummary
-    from guardianberry.upload.uploader import Uploader
 
-    detector = Detector(
+    return Detector(
         find_graph(WEIGHTS, HERE / "models", stop=stop),
         frame_width_px=FRAME_WIDTH_PX,
         frame_height_px=FRAME_HEIGHT_PX,
@@ -99,58 +96,100 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
         iou_thres=IOU_THRES,
         max_det=MAX_DET,
     )
-    clock = Clock(
-        wait_s=0 if demo else CLOCK_WAIT_S,
-        is_synchronised=marker_exists(CLOCK_SYNC_FILE) if CLOCK_SYNC_FILE else system_clock_is_synchronised,
-    )
-    images, videos = folder / "images", folder / "videos"
-    uploader = Uploader(
-        images_folder=images,
-        videos_folder=videos,
-        images_bucket=IMAGES_BUCKET,
-        videos_bucket=VIDEOS_BUCKET,
-        server_side_encryption=SERVER_SIDE_ENCRYPTION,
-        rpi_serial_no=get_rpi_serial_number(),
-        video_metadata={
-            "model": detector.model_name,
-            "frame_rate": str(FRAME_RATE_FPS),
-            "confidence_threshold": str(CONF_THRES),
-        },
-        may_upload=clock.is_set,
-    )
-    disk = Disk(folder=folder, images_folder=images, videos_folder=videos, min_free_bytes=MIN_FREE_DISK_BYTES)
-    events = EventFiles(
-        images_folder=images,
-        videos_folder=videos,
-        clock=clock,
-        disk=disk,
-        uploads=uploader,
-        max_recording_duration_s=MAX_RECORDING_DURATION_S,
-        frame_rate_fps=FRAME_RATE_FPS,
-        jpeg_quality=JPEG_QUALITY,
-    )
-    recorder = Recorder(
-        min_gap_between_video_start_s=DEMO_GAP_S if demo else MIN_GAP_BETWEEN_VIDEO_START_S,
-        person_gone_after_s=PERSON_GONE_AFTER_S,
-        detections_to_start=DETECTIONS_TO_START,
-        detection_window_looks=DETECTION_WINDOW_LOOKS,
-    )
-    camera = Camera(
+
+
+def make_camera(*, wait_for_other_users: bool) -> Camera:
+    """The daemon's camera, also for --check. Nothing is started yet."""
+    from guardianberry.camera.supervisor import Camera
+
+    return Camera(
         width_px=FRAME_WIDTH_PX,
         height_px=FRAME_HEIGHT_PX,
         frame_rate_fps=FRAME_RATE_FPS,
         bitrate_bps=BITRATE_BPS,
         stream_url=STREAM_URL,
         pre_roll_s=PRE_ROLL_S,
-        wait_for_other_users=not demo,  # a demo leaves the camera alone, so it need not wait for it
+        wait_for_other_users=wait_for_other_users,
     )
-    gate = MotionGate(inference_at_least_every_s=MAX_BLIND_S)
+
+
+def make_recorder(*, demo: bool) -> Recorder:
+    from guardianberry.recording.recorder import Recorder
+
+    return Recorder(
+        min_gap_between_video_start_s=DEMO_GAP_S if demo else MIN_GAP_BETWEEN_VIDEO_START_S,
+        person_gone_after_s=PERSON_GONE_AFTER_S,
+        detections_to_start=DETECTIONS_TO_START,
+    )
+
+
+def make_uploader(folder: Path, clock: Clock, model_name: str) -> Uploader:
+    """`model_name`: the file name of the weights, for the videos' metadata."""
+    from guardianberry.machine import get_rpi_serial_number
+    from guardianberry.upload.uploader import Uploader
+
+    return Uploader(
+        images_folder=folder / "images",
+        videos_folder=folder / "videos",
+        images_bucket=IMAGES_BUCKET,
+        videos_bucket=VIDEOS_BUCKET,
+        server_side_encryption=SERVER_SIDE_ENCRYPTION,
+        rpi_serial_no=get_rpi_serial_number(),
+        video_metadata={
+            "model": model_name,
+            "frame_rate": str(FRAME_RATE_FPS),
+            "confidence_threshold": str(CONF_THRES),
+        },
+        may_upload=clock.is_set,
+    )
+
+
+def make_event_files(folder: Path, clock: Clock, disk: Disk, uploader: Uploader) -> EventFiles:
+    from guardianberry.recording.events import EventFiles
+
+    return EventFiles(
+        images_folder=folder / "images",
+        videos_folder=folder / "videos",
+        clock=clock,
+        disk=disk,
+        uploads=uploader,
+        max_recording_duration_s=MAX_RECORDING_DURATION_S,
+        frame_rate_fps=FRAME_RATE_FPS,
+    )
+
+
+def make_disk(folder: Path) -> Disk:
+    from guardianberry.recording.retention import Disk
+
+    return Disk(
+        folder=folder,
+        images_folder=folder / "images",
+        videos_folder=folder / "videos",
+        min_free_bytes=MIN_FREE_DISK_BYTES,
+    )
+
+
+def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
+    """Guard until `stop` is set. Files go to `folder`/videos and `folder`/images, which exist and are ours alone."""
+    from guardianberry.detection.motion import MotionGate
+    from guardianberry.recording.clock import CLOCK_WAIT_S, Clock, system_clock_is_synchronised
+    from guardianberry.recording.recorder import Inference, Start, Stop
+    from guardianberry.summary import DailySummary
+
+    detector = make_detector(stop)
+    clock = Clock(wait_s=0 if demo else CLOCK_WAIT_S, is_synchronised=system_clock_is_synchronised)
+    uploader = make_uploader(folder, clock, detector.model_name)
+    disk = make_disk(folder)
+    events = make_event_files(folder, clock, disk, uploader)
+    recorder = make_recorder(demo=demo)
+    camera = make_camera(wait_for_other_users=not demo)  # a demo does not use the real camera
+    gate = MotionGate(inference_at_least_every_s=INFERENCE_AT_LEAST_EVERY_S)
     summary = DailySummary(folder, uploader, clock.monotonic())
     events.recover()
     uploader.start()
     last_number = -1
     while not stop.is_set():
-        # Check health: the loop's own, the camera's, the clip's (is there still video for it?), the clock's, the disk's
+        # Check health: of the loop, the camera, the clip (does it still get video?), the clock and the disk
         faulthandler.dump_traceback_later(LOOP_STALL_S, exit=True)
         camera.check_and_launch_libcamera()
         if (reason := events.clip_end_reason) and (stopped := recorder.end(clock.monotonic(), reason)):
@@ -159,13 +198,13 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
         disk.make_room()
         summary.log_if_due(clock.monotonic(), events=events.started, relaunches=camera.relaunches)
 
-        # Wait: for a frame that has not been looked at yet
+        # Wait: for a new frame
         frame = camera.newest_frame(timeout_s=LOOP_TICK_S, after_number=last_number, stop=stop)
         if frame is None:
             continue
         last_number = frame.number
 
-        # Detect: where something moves, at every frame while a person is seen, and every MAX_BLIND_S anyhow
+        # Detect: where something moves, in every frame while a person is seen, else every INFERENCE_AT_LEAST_EVERY_S
         attentive = recorder.recording or recorder.suspects
         if not gate.needs_inference(frame.luma(), frame.arrival_s, attentive=attentive):
             log.debug("frame %d: nothing moves", frame.number)
@@ -231,9 +270,9 @@ def main() -> int:
 
     os.umask(0o077)  # whatever this process writes is for its owner alone
     if options.check:
-        from guardianberry.doctor.page import examine
+        from guardianberry.doctor.check import check
 
-        return examine(HERE, globals(), upload=options.upload)
+        return check(HERE, globals(), make_camera, make_detector, upload=options.upload)
     set_up_logging(verbose=options.verbose)
     if problems := find_problems(globals()):
         for advice in problems:

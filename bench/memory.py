@@ -29,7 +29,7 @@ def make_client() -> None:
 
     os.environ.update(CREDENTIALS, AWS_CONFIG_FILE="/dev/null", AWS_EC2_METADATA_DISABLED="true")
     KEPT.append(S3(server_side_encryption="AES256"))
-    KEPT[-1]._ready_client()
+    KEPT[-1].prepare()
 
 
 def load_openvino() -> None:
@@ -39,21 +39,9 @@ def load_openvino() -> None:
 
 
 def make_detector() -> None:
-    import detect_and_upload as script
-    from guardianberry.detection.detector import Detector
-    from guardianberry.detection.weights import find_graph
+    import detect_and_upload
 
-    KEPT.append(
-        Detector(
-            find_graph(script.WEIGHTS, ROOT / "models"),
-            frame_width_px=script.FRAME_WIDTH_PX,
-            frame_height_px=script.FRAME_HEIGHT_PX,
-            input_width_px=script.DETECTOR_INPUT_WIDTH_PX,
-            conf_thres=script.CONF_THRES,
-            iou_thres=script.IOU_THRES,
-            max_det=script.MAX_DET,
-        )
-    )
+    KEPT.append(detect_and_upload.make_detector())
 
 
 def look() -> None:

@@ -102,14 +102,12 @@ def play(
     *,
     gate: MotionGate | None,
     needed: int = script.DETECTIONS_TO_START,
-    window: int = script.DETECTION_WINDOW_LOOKS,
 ) -> Outcome:
     """The daemon's loop over a video, without a gap between starts. `gate` None: an inference on every frame."""
     recorder = Recorder(
         min_gap_between_video_start_s=0,
         person_gone_after_s=script.PERSON_GONE_AFTER_S,
         detections_to_start=needed,
-        detection_window_looks=window,
     )
     starts_s, inferences, count = [], 0, 0
     for time_s, confidences, frame in seen:

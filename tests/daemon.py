@@ -25,7 +25,10 @@ SCENE = ROOT / "demo" / "scene.mp4"
 STAND_IN_PATH = os.pathsep.join([str(Path(sys.executable).parent), str(ROOT / "demo"), "/usr/bin", "/bin"])
 
 
-_IMPORTS_CAMERA = "    from guardianberry.camera.supervisor import Camera\n"
+# Constants of the package that tests set as well, from the script.
+_IN_MODULES = {"CLOCK_WAIT_S": "guardianberry.recording.clock"}
+_CLOCK_CHECK = "clock.system_clock_is_synchronised"
+_MAKES_CAMERA = "    return Camera(\n"
 _SEES_ONE_PROCESS = """    from guardianberry.camera import supervisor as module
     everybody = module.running_cameras
     module.running_cameras = lambda: [other for other in everybody() if other.pid == {pid}]
@@ -41,8 +44,12 @@ def launch_stamp(folder: Path) -> Path:
     return folder / "env" / f".made-from-{hashlib.sha256(made_from).hexdigest()[:16]}"
 
 
-def install(folder: Path, *, heeded_pid: int | None = None, **constants: object) -> Path:
+def install(
+    folder: Path, *, heeded_pid: int | None = None, clock_sync_file: Path | None = None, **constants: object
+) -> Path:
     """Put the program into `folder`, with these constants at the top of the script changed; the script's path.
+
+    With `clock_sync_file` the machine's clock counts as synchronised once that file exists.
 
     On one machine there is one camera, and a daemon waits while another program has it. Tests run side by side, each
     with a camera of its own, so that is left out, but for the process `heeded_pid`.
@@ -50,16 +57,26 @@ def install(folder: Path, *, heeded_pid: int | None = None, **constants: object)
     folder.mkdir(parents=True, exist_ok=True)
     script = (ROOT / "detect_and_upload.py").read_text(encoding="utf-8")
     assert "wait_for_other_users=not demo" in script
-    assert _IMPORTS_CAMERA in script
+    assert _MAKES_CAMERA in script
     if heeded_pid is None:
         script = script.replace("wait_for_other_users=not demo", "wait_for_other_users=False")
     else:
-        script = script.replace(_IMPORTS_CAMERA, _IMPORTS_CAMERA + _SEES_ONE_PROCESS.format(pid=heeded_pid))
+        script = script.replace(_MAKES_CAMERA, _SEES_ONE_PROCESS.format(pid=heeded_pid) + _MAKES_CAMERA)
+    changes = ""
+    if clock_sync_file is not None:
+        changes = (
+            f"import guardianberry.recording.clock as clock\n{_CLOCK_CHECK} = Path({str(clock_sync_file)!r}).exists\n"
+        )
     for name, value in {"WEIGHTS": WEIGHTS, **constants}.items():
+        if module := _IN_MODULES.get(name):
+            changes += f"import {module}\n{module}.{name} = {value!r}\n"
+            continue
         script, changed = re.subn(
             rf"^{name} = .*$", lambda _, n=name, v=value: f"{n} = {v!r}", script, flags=re.MULTILINE
         )
         assert changed == 1, f"{name} is no constant of the script"
+    assert "\nHERE = " in script
+    script = script.replace("\nHERE = ", f"\n{changes}HERE = ")
     path = folder / "detect_and_upload.py"
     path.write_text(script, encoding="utf-8")
     for name in ("guardianberry", "demo"):
@@ -93,10 +110,11 @@ class Daemon:
         arguments: tuple[str, ...] = (),
         prefix: tuple[str, ...] = (),
         heeded_pid: int | None = None,
+        clock_sync_file: Path | None = None,
         **constants: object,
     ) -> None:
         self.folder = folder
-        self.script = install(folder, heeded_pid=heeded_pid, **constants)
+        self.script = install(folder, heeded_pid=heeded_pid, clock_sync_file=clock_sync_file, **constants)
         if not (folder / "models").exists():
             (folder / "models").symlink_to(models)
         self.log_path = folder / "daemon.log"

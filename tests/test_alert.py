@@ -30,7 +30,7 @@ def test_a_label_at_the_right_edge_can_be_read_whole():
 
 def test_the_file_is_a_jpeg_of_the_frame(tmp_path):
     path = tmp_path / "1-2-3-4.jpg"
-    save_alert_image(path, FRAME, PEOPLE, jpeg_quality=85)
+    save_alert_image(path, FRAME, PEOPLE)
     assert cv2.imread(str(path)).shape == FRAME.shape
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
@@ -41,5 +41,5 @@ def test_a_disk_that_refuses_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", refuse)
     with pytest.raises(OSError, match="No space"):
-        save_alert_image(tmp_path / "1-2-3-4.jpg", FRAME, PEOPLE, jpeg_quality=85)
+        save_alert_image(tmp_path / "1-2-3-4.jpg", FRAME, PEOPLE)
     assert not list(tmp_path.iterdir())

@@ -56,7 +56,7 @@ class FakedDaemon(Daemon):
             "STAND_IN_START_S": "4",
             "STAND_IN_LOG": str(folder / "camera.jsonl"),
         }
-        super().__init__(folder, models, env=env, CLOCK_SYNC_FILE=str(self.sync_file), **EVENTS)
+        super().__init__(folder, models, env=env, clock_sync_file=self.sync_file, **EVENTS)
         # The camera keeps true time: libfaketime 0.9.10 breaks Python's time.sleep, which the stand-in needs (as does
         # a patient end of the daemon, hence the kill at the end of these tests).
         wrapper = folder / "bin" / "rpicam-vid"

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from guardianberry.doctor.findings import Finding
 
 from guardianberry.camera.others import RunningCamera
 from guardianberry.doctor import machine as check_machine
 from guardianberry.doctor import page as doctor
 from guardianberry.doctor.camera import CameraPlan, ModelPlan
-from guardianberry.doctor.findings import Finding
 from guardianberry.machine import lock_folder
 from tests.daemon import ROOT, STAND_IN_PATH, install
 from tests.faulty_proxy import Answer, FaultyProxy

@@ -272,4 +272,4 @@ def test_clips_are_at_hand():
 
 def test_inferences_without_motion_are_frequent_enough():
     """A person in view for the time of a short event is in several of them, even if nothing seems to move."""
-    assert 0 < script.MAX_BLIND_S <= script.PRE_ROLL_S
+    assert 0 < script.INFERENCE_AT_LEAST_EVERY_S <= script.PRE_ROLL_S

@@ -12,7 +12,6 @@ def make(**changes) -> Recorder:
         "min_gap_between_video_start_s": 60,
         "person_gone_after_s": 2,
         "detections_to_start": 1,
-        "detection_window_looks": 3,
     }
     return Recorder(**(settings | changes))
 
@@ -50,7 +49,7 @@ def seconds(pattern: str, *, start: float = 0) -> list[tuple[float, int]]:
         ({"detections_to_start": 2}, "1..1..1..", []),  # two of the last three
         ({"detections_to_start": 2}, "1.1", [(2, "Start")]),
         ({"detections_to_start": 2}, "..11", [(3, "Start")]),
-        ({"detections_to_start": 3}, "11.1111", [(5, "Start")]),
+        ({"detections_to_start": 3}, "11..111.", [(6, "Start")]),
     ],
 )
 def test_what_is_decided(settings, pattern, expected):

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardianberry.logs import JournalFormatter, LineFormatter, OncePerCause, formatter
-from guardianberry.summary import DAY_S, DailySummary, Tally, summary
+from guardianberry.summary import DAY_S, DailySummary
 from guardianberry.upload.queue import Pending
 from guardianberry.upload.uploader import Counters
 from tests.daemon import ROOT
@@ -28,59 +28,55 @@ EXAMPLE = ROOT / "docs" / "logrotate.example"
 LOGROTATE = shutil.which("logrotate", path="/usr/sbin:/sbin:" + os.defpath)
 
 
-class FakeUploads:
-    def __init__(self, now: Counters) -> None:
-        self.now = now
+class FakeUploader:
+    def __init__(self, **counted: float) -> None:
+        self.counted = counted
 
     def counters(self) -> Counters:
-        return self.now
+        return Counters(**self.counted)
 
     def pending(self) -> Pending:
-        return Pending(0, 0)
+        return Pending(1, 2)
 
 
 # The line of the day
 
 
-def test_the_line_tells_the_day_not_the_total() -> None:
-    before = Tally(events=10, images=10, videos=8, failed_tries=3, relaunches=1, worst_alert_latency_s=1.2)
-    now = Tally(events=13, images=12, videos=9, failed_tries=4, relaunches=3, worst_alert_latency_s=2.34)
-    assert summary(before, now, Pending(1, 2), 12_345_678_901) == (
-        "the last 24 hours: 3 events; 2 images and 1 video uploaded, 1 and 2 waiting, 1 failed try; slowest alert 2.3 s"
-        " after its frame; camera relaunched 2 times; 12.3 GB free"
+def test_the_line_tells_the_totals_since_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    uploads = FakeUploader(images=12, videos=1, failed_tries=3, worst_alert_latency_s=2.34)
+    DailySummary(tmp_path, uploads, now_s=-2.5 * DAY_S).log_if_due(0, events=13, relaunches=1)
+    assert re.sub(r"\d+\.\d GB", "12.3 GB", caplog.messages[0]) == (
+        "since the start, 2 days ago: 13 events; 12 images and 1 video uploaded, 1 and 2 queued, 3 failed tries;"
+        " slowest alert 2.3 s after its frame; camera relaunched 1 time; 12.3 GB free"
     )
 
 
-@pytest.mark.parametrize(
-    ("images", "worst_s", "said"),
-    [(0, 0.0, "no alert;"), (2, 2.0, "no alert later than 2.0 s"), (2, 2.5, "slowest alert 2.5 s")],
-)
-def test_an_alert_of_another_day_is_not_told_as_todays(images: int, worst_s: float, said: str) -> None:
-    before = Tally(images=5, worst_alert_latency_s=min(worst_s, 2.0))
-    assert said in summary(before, Tally(images=5 + images, worst_alert_latency_s=worst_s), Pending(0, 0), None)
+def test_images_of_an_earlier_run_are_no_alerts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    DailySummary(tmp_path, FakeUploader(images=5), now_s=-DAY_S).log_if_due(0, events=0, relaunches=0)
+    assert "; no alert; " in caplog.messages[0]
 
 
 def test_one_line_a_day_by_the_monotonic_clock(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    uploads = FakeUploads(Counters())
-    daily = DailySummary(tmp_path, uploads, now_s=1000.0)
+    daily = DailySummary(tmp_path, FakeUploader(), now_s=1000.0)
     for hour in range(24):
         daily.log_if_due(1000.0 + hour * 3600, events=hour, relaunches=0)
     assert caplog.messages == []
-    uploads.now = Counters(images=4, videos=3)
     daily.log_if_due(1000.0 + DAY_S, events=5, relaunches=0)
     daily.log_if_due(1000.0 + DAY_S + 1, events=5, relaunches=0)
-    assert [text[:40] for text in caplog.messages] == ["the last 24 hours: 5 events; 4 images an"]
+    assert [text[:39] for text in caplog.messages] == ["since the start, 1 day ago: 5 events; 0"]
     daily.log_if_due(1000.0 + 2 * DAY_S, events=6, relaunches=0)
-    assert "1 event;" in caplog.messages[1]
+    assert len(caplog.messages) == 2
     daily.log_if_due(1000.0 + 9.5 * DAY_S, events=6, relaunches=0)
     daily.log_if_due(1000.0 + 9.6 * DAY_S, events=6, relaunches=0)
-    assert len(caplog.messages) == 3, "a loop that was away for a week has one line to say, not seven"
+    assert len(caplog.messages) == 3, "after a week without a call one line is due, not seven"
 
 
 def test_a_disk_that_does_not_answer_costs_no_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    DailySummary(tmp_path / "gone", FakeUploads(Counters()), now_s=-DAY_S).log_if_due(0, events=0, relaunches=0)
+    DailySummary(tmp_path / "gone", FakeUploader(), now_s=-DAY_S).log_if_due(0, events=0, relaunches=0)
     assert caplog.messages[0].endswith("unknown free")
 
 

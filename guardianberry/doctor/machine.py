@@ -1,4 +1,4 @@
-"""The doctor's look at the machine: power, group, folders, clock, start at boot. It changes nothing that stays."""
+"""--check of the machine: power, group, folders, clock, start at boot. It leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from guardianberry.doctor.findings import Finding, fail, ok, warn
+from guardianberry.doctor.page import Finding, fail, ok, warn
 from guardianberry.filenames import PART_PREFIX
 from guardianberry.machine import environment_without_credentials
+from guardianberry.recording.clock import CLOCK_WAIT_S
 
-LITTLE_SPACE_BYTES = 1_000_000_000  # some 200 clips: a weekend without network
+LITTLE_SPACE_BYTES = 1_000_000_000  # about 200 clips: a weekend without network
 NO_SPACE_BYTES = 50_000_000  # ten clips
 COMMAND_TIMEOUT_S = 5
-# What the bits of `vcgencmd get_throttled` say; the same again 16 bits higher: at some time since the boot.
+# The bits of `vcgencmd get_throttled`; 16 bits higher the same, at some time since the boot.
 _THROTTLED_BITS = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "too hot"}
 
 
@@ -54,62 +56,68 @@ def check_system(root: Path) -> Finding:
     return ok("machine", text)
 
 
-def check_user(folder: Path) -> Iterator[Finding]:
-    """Root must not leave files behind that the daemon's user cannot read; the camera is for group video."""
+class User(NamedTuple):
+    """Who runs this. `video`: "no group" on this machine, "in session", "after login" or "not a member"."""
+
+    uid: int
+    name: str
+    video: str
+
+
+def current_user() -> User:
+    name = user_name(os.geteuid())
+    try:
+        group = grp.getgrnam("video")
+    except KeyError:
+        return User(os.geteuid(), name, "no group")
+    if group.gr_gid in {*os.getgroups(), os.getegid()}:
+        return User(os.geteuid(), name, "in session")
+    return User(os.geteuid(), name, "after login" if name in group.gr_mem else "not a member")
+
+
+def check_user(folder: Path, user: User) -> Iterator[Finding]:
+    """Root must not leave files that the daemon's user cannot read; the camera is for group video."""
     owner = folder.stat().st_uid
-    if os.geteuid() == 0 and owner != 0:
+    if user.uid == 0 and owner != 0:
         name = user_name(owner)
         yield fail("user", f"root, but {folder} belongs to {name}", f"Run this as {name}, without sudo.")
-        return
-    if os.geteuid() == 0:
+    elif user.uid == 0:
         yield warn("user", "root", "An ordinary user in group video is enough, and safer.")
-        return
-    me = user_name(os.geteuid())
-    try:
-        video = grp.getgrnam("video")
-    except KeyError:
-        return  # no such group on this machine, so no camera that asks for it
-    if video.gr_gid in {*os.getgroups(), os.getegid()}:
-        yield ok("user", f"{me}, in group video")
-    elif me in video.gr_mem:
-        yield warn("user", f"{me} is in group video, but not yet in this session", "Log out and in again.")
-    else:
-        yield warn(
-            "user", f"{me} is not in group video", f"Run this, then log out and in again:\nsudo usermod -aG video {me}"
-        )
+    elif user.video == "in session":
+        yield ok("user", f"{user.name}, in group video")
+    elif user.video == "after login":
+        yield warn("user", f"{user.name} is in group video, but not yet in this session", "Log out and in again.")
+    elif user.video == "not a member":
+        command = f"sudo usermod -aG video {user.name}"
+        yield warn("user", f"{user.name} is not in group video", f"Run this, then log out and in again:\n{command}")
 
 
 def check_power() -> Iterator[Finding]:
-    """Only on a Raspberry Pi: does the power supply do?"""
+    """Only on a Raspberry Pi: is the power supply strong enough?"""
     match = re.search(r"throttled=0x([0-9a-fA-F]+)", output_of("vcgencmd", "get_throttled") or "")
     if match is None:
         return
     bits = int(match[1], 16)
     now = [text for bit, text in _THROTTLED_BITS.items() if bits >> bit & 1]
     earlier = [text for bit, text in _THROTTLED_BITS.items() if bits >> (bit + 16) & 1 and text not in now]
-    said = [*(f"{text} now" for text in now), *(f"{text} since the boot" for text in earlier)]
-    if not said:
+    faults = [*(f"{text} now" for text in now), *(f"{text} since the boot" for text in earlier)]
+    if not faults:
         yield ok("power", "no under-voltage, not throttled")
         return
-    cool = "" if "too hot" not in (*now, *earlier) else " Give it a heat sink and air."
-    yield warn(
-        "power",
-        ", ".join(said),
-        "Use the power supply made for this Pi and a short cable: under-voltage ruins SD cards and stops cameras."
-        + cool,
+    advice = (
+        "Use the power supply made for this Pi and a short cable: under-voltage damages SD cards and stops cameras."
     )
+    too_hot = " Give it a heat sink and air." if any("too hot" in fault for fault in faults) else ""
+    yield warn("power", ", ".join(faults), advice + too_hot)
 
 
-def check_folder(folder: Path, min_free_bytes: int) -> Finding:
-    """One of the two folders of the queue: private, writable, with space. Nothing is made that stays."""
+def check_folder(folder: Path, min_free_bytes: int, user: User) -> Finding:
+    """One of the two folders of the queue: can be written to, with space."""
     subject = folder.name + "/"
     if folder.is_symlink() and not folder.exists():
-        return fail(
-            subject, f"a link to {folder.readlink()}, which is not there", "Mount that disk, or remove the link."
-        )
+        text = f"a link to {folder.readlink()}, which is not there"
+        return fail(subject, text, "Mount that disk, or remove the link.")
     place = folder if folder.exists() else folder.parent
-    me = user_name(os.geteuid())
-    advice = f"Make it a folder of {me}:\nsudo chown -R {me} {place}"
     try:
         with tempfile.NamedTemporaryFile(prefix=PART_PREFIX, dir=place) as file:
             file.write(b"?" * 4096)
@@ -117,6 +125,7 @@ def check_folder(folder: Path, min_free_bytes: int) -> Finding:
             os.fsync(file.fileno())
         free_bytes = shutil.disk_usage(place).free
     except OSError as error:
+        advice = f"Make it a folder of {user.name}:\nsudo chown -R {user.name} {place}"
         return fail(subject, f"cannot be written to: {error.strerror}", advice)
     text = f"writable, {free_bytes / 1e9:.1f} GB free"
     if place == folder and folder.is_symlink():
@@ -125,23 +134,21 @@ def check_folder(folder: Path, min_free_bytes: int) -> Finding:
     if free_bytes < NO_SPACE_BYTES:
         return fail(subject, text, make_space)
     if free_bytes < min_free_bytes:
-        return warn(
-            subject, text, f"{make_space} That is below MIN_FREE_DISK_BYTES: the oldest videos go, uploaded or not."
-        )
+        advice = f"{make_space} That is below MIN_FREE_DISK_BYTES: the oldest videos are deleted, uploaded or not."
+        return warn(subject, text, advice)
     if free_bytes < LITTLE_SPACE_BYTES:
         return warn(subject, text, make_space)
     return ok(subject, text if place == folder else f"will be made, {free_bytes / 1e9:.1f} GB free")
 
 
-def check_clock(is_synchronised: Callable[[], bool], wait_s: float, now_text: str) -> Finding:
+def check_clock(is_synchronised: Callable[[], bool], now_text: str) -> Finding:
     if is_synchronised():
         return ok("clock", f"synchronised, it is {now_text}")
-    return warn(
-        "clock",
-        f"not synchronised, it says {now_text}",
-        f"See `timedatectl`. Events wait for it until {wait_s} s after the boot and are then dated as it stands;"
-        " S3 refuses uploads from a clock that is 15 minutes off.",
+    advice = (
+        f"See `timedatectl`. Events wait for it until {CLOCK_WAIT_S:.0f} s after the boot and then take its time as it"
+        " is; S3 refuses uploads from a clock that is 15 minutes off."
     )
+    return warn("clock", f"not synchronised, it says {now_text}", advice)
 
 
 def check_start_at_boot(folder: Path, root: Path) -> Finding:
@@ -158,14 +165,14 @@ def check_start_at_boot(folder: Path, root: Path) -> Finding:
         if names_path(read(unit), launcher):
             return ok("at boot", f"systemd starts it ({unit.name})")
     if mine:
-        return warn("at boot", "cron knows it, but not with @reboot", advice)
+        return warn("at boot", "cron starts it, but not with @reboot", advice)
     if lines:
         return warn("at boot", "cron starts a GuardianBerry of another folder", advice)
     return warn("at boot", "nothing starts it after a power cut", advice)
 
 
 def cron_lines(root: Path) -> list[str]:
-    """What cron does for this user and for the system, without comments."""
+    """The lines of this user's crontab and of the system's, without comments."""
     own = re.sub(r"\$HOME\b|\$\{HOME\}|(?<!\S)~(?=/)", lambda _: str(Path.home()), output_of("crontab", "-l") or "")
     tables = [own, read(root / "etc/crontab")]
     tables += [read(path) for path in sorted((root / "etc/cron.d").glob("*"))]
@@ -174,7 +181,7 @@ def cron_lines(root: Path) -> list[str]:
 
 
 def names_path(text: str, path: Path) -> bool:
-    """Whether `path` stands in the text as a whole word."""
+    """Whether the text contains `path` as a whole word."""
     return re.search(rf"(?<![^\s=\"']){re.escape(str(path))}(?![^\s\"';&>])", text) is not None
 
 

@@ -1,4 +1,4 @@
-"""The doctor's look at S3: are there credentials, where do they lie, and does S3 know them. They are never shown."""
+"""--check of S3: are there credentials, where are they stored, and does S3 accept them? They are never shown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import tempfile
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,8 +17,8 @@ import botocore.exceptions
 import botocore.parsers
 import botocore.session
 
-from guardianberry.doctor.findings import Finding, fail, ok, warn
 from guardianberry.doctor.machine import cron_lines, is_open_to_others, read
+from guardianberry.doctor.page import Finding, fail, ok, warn
 from guardianberry.upload.errors import (
     BAD_SET_UP,
     NO_PERMISSION,
@@ -31,7 +31,7 @@ from guardianberry.upload.errors import (
 from guardianberry.upload.s3 import S3
 from guardianberry.upload.upload_file import Body
 
-_CANARY = b"A test object of guardianberry --check --upload. It may be deleted.\n"
+_TEST_OBJECT = b"A test object of guardianberry --check --upload. It may be deleted.\n"
 _METHODS = {  # botocore's words for where it found them
     "env": "environment variables",
     "shared-credentials-file": "~/.aws/credentials",
@@ -41,48 +41,44 @@ _METHODS = {  # botocore's words for where it found them
 _ADVICE = "aws/README.md shows how keys are made and where they go."
 
 
-def check_s3(server_side_encryption: str | None, root: Path) -> tuple[list[Finding], S3 | None]:
-    """Credentials, endpoint, and whether S3 knows the key; the S3 that a canary could go to, None if none could."""
+def check_s3(server_side_encryption: str | None, root: Path) -> Generator[Finding, None, S3 | None]:
+    """Credentials, endpoint, and whether S3 accepts the key; returns the S3 to upload to, None if that cannot work."""
     s3 = S3(server_side_encryption=server_side_encryption)
     try:
-        client = s3._ready_client()  # what the daemon does before its first upload: the same refusals, the same words
-    except UploadError as refused:
-        subject = "endpoint" if refused.cause in (PLAIN_HTTP, BAD_SET_UP) else "credentials"
-        return [fail(subject, str(refused), _ADVICE)], None
+        client = s3.prepare()  # made as the daemon makes it, with the same errors
+    except UploadError as error:
+        subject = "endpoint" if error.cause in (PLAIN_HTTP, BAD_SET_UP) else "credentials"
+        yield fail(subject, str(error), _ADVICE)
+        return None
     method = client._request_signer._credentials.method
-    findings = [
-        ok("credentials", f"found in {_METHODS.get(method, method)}"),
-        *check_where_they_lie(method, os.environ, root),
-    ]
+    yield ok("credentials", f"found in {_METHODS.get(method, method)}")
+    yield from check_credential_files(os.environ, root)
     url = urlsplit(client.meta.endpoint_url)
     place = f"{url.scheme}://{url.hostname}" + (f":{url.port}" if url.port else "")  # a URL can hold a password
     answer = ask(client)
-    findings.append(answer._replace(text=f"{place}, {answer.text}"))
-    return findings, s3
+    yield answer._replace(text=f"{place}, {answer.text}")
+    return s3
 
 
 def ask(client: Any) -> Finding:
-    """Whether S3 answers and knows the key. The question is one that a camera's key has no right to ask."""
+    """Whether S3 answers and accepts the key. A camera's key may not list buckets, so it should be refused that."""
     try:
         client.list_buckets()
     except botocore.exceptions.ClientError as error:
         status, code = status_and_code(error)
         cause = cause_of_answer(status, code)
-        if cause is NO_PERMISSION or status in (404, 405, 501):  # understood, known, and not allowed, as it should be
-            return ok("endpoint", "answers, and knows the key")
+        if cause is NO_PERMISSION or status in (404, 405, 501):  # the key is valid, and not allowed to list
+            return ok("endpoint", "answers, and accepts the key")
         return fail("endpoint", str(UploadError(cause, f"HTTP {status} {code}")), _ADVICE)
     except (botocore.exceptions.BotoCoreError, botocore.parsers.ResponseParserError) as error:
-        refused = UploadError(*cause_of_exception(error))
-        return fail("endpoint", str(refused), "Until then recordings and alerts wait on the disk; nothing is lost.")
-    return warn(
-        "endpoint",
-        "answers, and the key may list all buckets",
-        "A camera needs no more than s3:PutObject: " + _ADVICE,
-    )
+        text = str(UploadError(*cause_of_exception(error)))
+        return fail("endpoint", text, "Until then all files stay in the queue on the disk; nothing is lost.")
+    advice = "A camera needs s3:PutObject alone: " + _ADVICE
+    return warn("endpoint", "answers, and the key may list all buckets", advice)
 
 
-def check_where_they_lie(method: str, environment: Mapping[str, str], root: Path) -> Iterator[Finding]:
-    """Whether others on this machine can read the key, and whether the daemon will find it after a reboot."""
+def check_credential_files(environment: Mapping[str, str], root: Path) -> Iterator[Finding]:
+    """Whether other users can read the key, and whether the daemon will find it after a reboot."""
     home = Path(environment.get("HOME", "/"))
     files = {
         Path(environment.get("AWS_SHARED_CREDENTIALS_FILE") or home / ".aws/credentials"),
@@ -90,17 +86,14 @@ def check_where_they_lie(method: str, environment: Mapping[str, str], root: Path
     }
     for path in sorted(files):
         if path.is_file() and is_open_to_others(path):
-            yield warn("credentials", f"others on this machine may read {path}", f"Run this:\nchmod 600 {path}")
+            yield warn("credentials", f"other users of this machine can read {path}", f"Run this:\nchmod 600 {path}")
     system = root / "etc/environment"
     if re.search(r"AWS_SECRET_ACCESS_KEY|AWS_SESSION_TOKEN", read(system)) and is_open_to_others(system):
-        yield warn(
-            "credentials",
-            f"{system} holds a key that everyone on this machine may read",
-            "Move it to ~/.aws/credentials (chmod 600), or run this:\nsudo chmod 600 /etc/environment",
-        )
+        advice = "Move it to ~/.aws/credentials (chmod 600), or run this:\nsudo chmod 600 /etc/environment"
+        yield warn("credentials", f"{system} holds a key that every user of this machine can read", advice)
     if missing := only_in_this_shell(environment, root):
         advice = "Put them into ~/.aws/credentials and ~/.aws/config, or into /etc/environment."
-        text = f"{', '.join(missing)} of this shell will not be there when cron starts the daemon"
+        text = f"{', '.join(missing)} of this shell will be missing when cron starts the daemon"
         yield warn("credentials", text, advice)
 
 
@@ -115,19 +108,17 @@ def only_in_this_shell(environment: Mapping[str, str], root: Path) -> list[str]:
 
 
 def check_uploads(s3: S3, buckets: Mapping[str, str]) -> Iterator[Finding]:
-    """Store a canary in each bucket (subject to name). The key is no event's, yet whoever listens may be alerted."""
-    checksum = base64.b64encode(zlib.crc32(_CANARY).to_bytes(4)).decode()
+    """Put a test object into each of the buckets (by subject). Its name is no event's, yet it may alert people."""
+    checksum = base64.b64encode(zlib.crc32(_TEST_OBJECT).to_bytes(4)).decode()
     for subject, bucket in buckets.items():
         key = f"{uuid.uuid4()}.txt"
         with tempfile.TemporaryFile() as file:
-            file.write(_CANARY)
+            file.write(_TEST_OBJECT)
             file.flush()
-            body = Body(file.fileno(), len(_CANARY), lambda: None)
+            body = Body(file.fileno(), len(_TEST_OBJECT), lambda: None)
             try:
-                s3.put(
-                    bucket, key, body, crc32_base64=checksum, content_type="text/plain", metadata={"check": "canary"}
-                )
-            except UploadError as refused:
-                yield fail(subject, f"{bucket}: {refused}", _ADVICE)
+                s3.put(bucket, key, body, crc32_base64=checksum, content_type="text/plain", metadata={"check": "test"})
+            except UploadError as error:
+                yield fail(subject, f"{bucket}: {error}", _ADVICE)
             else:
-                yield ok(subject, f"{bucket} took {key}")
+                yield ok(subject, f"{bucket} stored {key}")

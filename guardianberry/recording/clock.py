@@ -18,6 +18,9 @@ from guardianberry.filenames import HeldName, ImageName, VideoName, free_path, p
 log = logging.getLogger(__name__)
 
 TIMESYNCD_MARKER = Path("/run/systemd/timesync/synchronized")
+# After the boot, events wait this long for NTP to set the clock, then take its time as it is: a wrong date is better
+# than an event that never leaves the house.
+CLOCK_WAIT_S = 120.0
 _BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 _TIME_ERROR = 5  # adjtimex(2): the kernel's clock is not synchronised
 
@@ -29,11 +32,6 @@ def system_clock_is_synchronised() -> bool:
     timex = ctypes.create_string_buffer(512)  # struct timex, all zero: modes = 0 only reads
     state = ctypes.CDLL(None).adjtimex(timex)
     return 0 <= state < _TIME_ERROR
-
-
-def marker_exists(marker: str) -> Callable[[], bool]:
-    """A check for clocks that something else sets (a GPS daemon, say): synchronised once the file exists."""
-    return Path(marker).exists
 
 
 class Clock:

@@ -37,7 +37,6 @@ class EventFiles:
         uploads: Uploader,
         max_recording_duration_s: float,
         frame_rate_fps: float,
-        jpeg_quality: int,
     ) -> None:
         self._images_folder = images_folder
         self._videos_folder = videos_folder
@@ -46,7 +45,6 @@ class EventFiles:
         self._uploads = uploads
         self._max_recording_duration_s = max_recording_duration_s
         self._frame_rate_fps = frame_rate_fps
-        self._jpeg_quality = jpeg_quality
         self._clip: ClipWriter | None = None
         self._clips_written: list[ClipWriter] = []  # stopped, perhaps not finished yet
         self._holding = True  # an earlier run may have left held files
@@ -133,7 +131,7 @@ class EventFiles:
 
     def _try_to_save(self, path: Path, first: Inference) -> bool:
         try:
-            save_alert_image(path, first.frame.bgr, first.people, jpeg_quality=self._jpeg_quality)
+            save_alert_image(path, first.frame.bgr, first.people)
         except OSError as error:
             log.warning("alert image: cannot write %s (%s)", path, error)
             return False

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+_MISSES_FORGIVEN = 1  # inferences without a person among those that start an event
 _WINDOW_MAX_AGE_S = 5.0  # an older detection starts no event: its frame is too old for an alert
 
 
@@ -60,8 +61,8 @@ class Stop:
 class Recorder:
     """Starts and ends events. Inferences come in the order of their time.
 
-    `detections_to_start` of the last `detection_window_looks` inferences must find a person before an event starts, so
-    that one false detection starts none. `person_gone_after_s` = 0 ends the event at the first one without a person.
+    An event starts when `detections_to_start` of the last `detections_to_start` + 1 inferences found a person, so that
+    one false detection starts none. `person_gone_after_s` = 0 ends the event at the first one without a person.
     The length of the clip is not decided here: `ClipWriter` ends it, and the loop then calls `end`.
     """
 
@@ -71,12 +72,11 @@ class Recorder:
         min_gap_between_video_start_s: float,
         person_gone_after_s: float,
         detections_to_start: int,
-        detection_window_looks: int,
     ) -> None:
         self._min_gap_s = min_gap_between_video_start_s
         self._person_gone_after_s = person_gone_after_s
         self._detections_to_start = detections_to_start
-        self._window: deque[Inference] = deque(maxlen=detection_window_looks)
+        self._window: deque[Inference] = deque(maxlen=detections_to_start + _MISSES_FORGIVEN)
         self._event: list[Inference] = []  # of the current event, without frames; empty when idle
         self._last_start_s: float | None = None
         self._last_person_s = 0.0

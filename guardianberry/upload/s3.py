@@ -93,12 +93,12 @@ class S3:
         self._credentials: Any = None  # of `_client`; those that can be renewed renew themselves
         keep_libraries_quiet()
 
-    def prepare(self) -> None:
+    def prepare(self) -> Any:
         """Make the client. It takes a Pi a second or two, and the first alert should not wait for that.
 
         Connects to nothing. Raises UploadError.
         """
-        self._ready_client()
+        return self._ready_client()
 
     def put(
         self, bucket: str, key: str, body: Body, *, crc32_base64: str, content_type: str, metadata: Mapping[str, str]

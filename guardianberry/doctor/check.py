@@ -1,0 +1,124 @@
+"""`--check`: would the daemon work here? If not, what has to be done?
+
+It runs the daemon's own code, keeps nothing on the disk but the converted model, and does not disturb a running daemon.
+It writes into the buckets only when it is asked to, because a new object may alert people.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+import numpy as np
+
+from guardianberry.camera.others import RunningCamera, running_cameras
+from guardianberry.doctor.camera import check_camera, check_model, check_program, check_use, is_converted
+from guardianberry.doctor.machine import (
+    User,
+    check_clock,
+    check_folder,
+    check_power,
+    check_start_at_boot,
+    check_system,
+    check_user,
+    current_user,
+)
+from guardianberry.doctor.page import Finding, Page, fail, ok, warn
+from guardianberry.doctor.s3 import check_s3, check_uploads
+from guardianberry.machine import AlreadyRunningError, lock_folder
+from guardianberry.recording.clock import system_clock_is_synchronised
+from guardianberry.settings import by_name, find_problems
+
+if TYPE_CHECKING:
+    from guardianberry.camera.supervisor import Camera
+    from guardianberry.detection.detector import Detector
+
+
+class Site(NamedTuple):
+    """What the daemon's surroundings say; a test has its own."""
+
+    root: Path = Path("/")
+    user: Callable[[], User] = current_user
+    running_cameras: Callable[[], list[RunningCamera]] = running_cameras
+    clock_is_synchronised: Callable[[], bool] = system_clock_is_synchronised
+
+
+def check(
+    folder: Path,
+    constants: Mapping[str, Any],
+    make_camera: Callable[..., Camera],
+    make_detector: Callable[[], Detector],
+    *,
+    upload: bool = False,
+    site: Site = Site(),  # noqa: B008 (immutable)
+    out: TextIO = sys.stdout,
+) -> int:
+    """Write the page to `out`, each line as soon as it is known; 0 if the daemon would work, else 1.
+
+    `constants`: the script's, by name. `make_camera`, `make_detector`: the script's, called only if the constants are
+    right.
+    """
+    logging.getLogger("guardianberry").addHandler(logging.NullHandler())  # the page says what warnings would say
+    c, page, user = by_name(constants), Page(out), site.user()
+    problems = find_problems(constants)
+    page.add(fail("settings", problem, "Edit the top of detect_and_upload.py.") for problem in problems)
+    if not problems:
+        page.add([ok("settings", "the constants in detect_and_upload.py fit together")])
+    page.add([check_system(site.root)])
+    page.add(check_user(folder, user))
+    is_worth_trying = not page.failed  # as root in another user's folder, trying would leave files that he cannot read
+    page.add(check_power())
+    page.add([check_clock(site.clock_is_synchronised, time.strftime("%Y-%m-%d %H:%M:%S %Z"))])
+    min_free_bytes = 0 if problems else c.MIN_FREE_DISK_BYTES
+    page.add(check_folder(folder / name, min_free_bytes, user) for name in ("images", "videos"))
+    page.add([check_start_at_boot(folder, site.root)])
+    if is_worth_trying:
+        page.add(_camera_and_model(folder, c, make_camera, make_detector, site))
+    else:
+        page.add([warn("camera", "not tried, nor the model", "Correct what is said above, then check again.")])
+    page.add(_s3(c, site.root, upload=upload and is_worth_trying))
+    return page.end(upload=upload)
+
+
+def _camera_and_model(
+    folder: Path,
+    c: SimpleNamespace,
+    make_camera: Callable[..., Camera],
+    make_detector: Callable[[], Detector],
+    site: Site,
+) -> Iterator[Finding]:
+    daemon_runs = is_locked(folder)
+    if daemon_runs:
+        yield ok("daemon", f"one is running in {folder}")
+    program = yield from check_program(site.root)
+    frame = None
+    if in_use := check_use(site.running_cameras, c.STREAM_URL, daemon_runs=daemon_runs):
+        yield in_use
+    elif program:
+        frame = yield from check_camera(program, make_camera, (c.FRAME_WIDTH_PX, c.FRAME_HEIGHT_PX))
+    if daemon_runs and not is_converted(c.WEIGHTS, folder / "models"):  # a second conversion would delay the first
+        yield warn("model", f"the running daemon is still preparing {c.WEIGHTS}", "Check again in a minute.")
+    else:
+        grey = np.full((c.FRAME_HEIGHT_PX, c.FRAME_WIDTH_PX, 3), 114, np.uint8)
+        yield check_model(make_detector, frame, grey)
+
+
+def _s3(c: SimpleNamespace, root: Path, *, upload: bool) -> Iterator[Finding]:
+    s3 = yield from check_s3(c.SERVER_SIDE_ENCRYPTION, root)
+    if upload and s3 is not None:
+        yield from check_uploads(s3, {"images": c.IMAGES_BUCKET, "videos": c.VIDEOS_BUCKET})
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a daemon works in the folder: the lock is taken and given back at once."""
+    try:
+        os.close(lock_folder(folder))
+    except AlreadyRunningError:
+        return True
+    return False
