@@ -29,14 +29,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guardianberry.logs import formatter
+from guardianberry.recording.clock import CLOCK_WAIT_S, Clock, system_clock_is_synchronised
+from guardianberry.recording.recorder import Inference, Recorder, Start, Stop
 from guardianberry.settings import find_problems
+from guardianberry.summary import DailySummary
 
-if TYPE_CHECKING:  # at run time each is imported where it is used: after the umask, the lock and one heap are set up
+if TYPE_CHECKING:  # these load OpenCV, OpenVINO or boto3, so each is imported when it is needed
     from guardianberry.camera.supervisor import Camera
     from guardianberry.detection.detector import Detector
-    from guardianberry.recording.clock import Clock
     from guardianberry.recording.events import EventFiles
-    from guardianberry.recording.recorder import Recorder
     from guardianberry.recording.retention import Disk
     from guardianberry.upload.uploader import Uploader
 
@@ -114,8 +115,6 @@ def make_camera(*, wait_for_other_users: bool) -> Camera:
 
 
 def make_recorder(*, demo: bool) -> Recorder:
-    from guardianberry.recording.recorder import Recorder
-
     return Recorder(
         min_gap_between_video_start_s=DEMO_GAP_S if demo else MIN_GAP_BETWEEN_VIDEO_START_S,
         person_gone_after_s=PERSON_GONE_AFTER_S,
@@ -172,9 +171,6 @@ def make_disk(folder: Path) -> Disk:
 def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
     """Guard until `stop` is set. Files go to `folder`/videos and `folder`/images, which exist and are ours alone."""
     from guardianberry.detection.motion import MotionGate
-    from guardianberry.recording.clock import CLOCK_WAIT_S, Clock, system_clock_is_synchronised
-    from guardianberry.recording.recorder import Inference, Start, Stop
-    from guardianberry.summary import DailySummary
 
     detector = make_detector(stop)
     clock = Clock(wait_s=0 if demo else CLOCK_WAIT_S, is_synchronised=system_clock_is_synchronised)
@@ -210,9 +206,8 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
             log.debug("frame %d: nothing moves", frame.number)
             continue
         people = detector.find_people(frame.bgr)
-        inference = Inference(
-            frame.arrival_s, [person.confidence for person in people], detector.last_ms, frame, people
-        )
+        scores = [person.confidence for person in people]
+        inference = Inference(frame.arrival_s, scores, detector.last_ms, frame, people)
         log.debug("frame %d: %d person(s), %.0f ms", frame.number, len(people), detector.last_ms)
 
         # Decide

@@ -25,9 +25,7 @@ SCENE = ROOT / "demo" / "scene.mp4"
 STAND_IN_PATH = os.pathsep.join([str(Path(sys.executable).parent), str(ROOT / "demo"), "/usr/bin", "/bin"])
 
 
-# Constants of the package that tests set as well, from the script.
-_IN_MODULES = {"CLOCK_WAIT_S": "guardianberry.recording.clock"}
-_CLOCK_CHECK = "clock.system_clock_is_synchronised"
+_IMPORTED_CONSTANTS = {"CLOCK_WAIT_S"}  # of the package, not for owners: the script imports them
 _MAKES_CAMERA = "    return Camera(\n"
 _SEES_ONE_PROCESS = """    from guardianberry.camera import supervisor as module
     everybody = module.running_cameras
@@ -64,12 +62,10 @@ def install(
         script = script.replace(_MAKES_CAMERA, _SEES_ONE_PROCESS.format(pid=heeded_pid) + _MAKES_CAMERA)
     changes = ""
     if clock_sync_file is not None:
-        changes = (
-            f"import guardianberry.recording.clock as clock\n{_CLOCK_CHECK} = Path({str(clock_sync_file)!r}).exists\n"
-        )
+        changes = f"system_clock_is_synchronised = Path({str(clock_sync_file)!r}).exists\n"
     for name, value in {"WEIGHTS": WEIGHTS, **constants}.items():
-        if module := _IN_MODULES.get(name):
-            changes += f"import {module}\n{module}.{name} = {value!r}\n"
+        if name in _IMPORTED_CONSTANTS:
+            changes += f"{name} = {value!r}\n"
             continue
         script, changed = re.subn(
             rf"^{name} = .*$", lambda _, n=name, v=value: f"{n} = {v!r}", script, flags=re.MULTILINE
