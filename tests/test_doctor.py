@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import grp
 import io
 import os
 import re
@@ -11,23 +13,26 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from guardianberry.doctor.findings import Finding
 
+import detect_and_upload as script
 from guardianberry.camera.others import RunningCamera
-from guardianberry.doctor import machine as check_machine
-from guardianberry.doctor import page as doctor
-from guardianberry.doctor.camera import CameraPlan, ModelPlan
+from guardianberry.detection.detector import Detector
+from guardianberry.detection.weights import BUNDLED, find_graph
+from guardianberry.doctor.check import Site, check
+from guardianberry.doctor.machine import User, check_folder, check_power, check_start_at_boot, check_user
+from guardianberry.doctor.page import Finding
+from guardianberry.doctor.s3 import check_s3, check_uploads
 from guardianberry.machine import lock_folder
 from tests.daemon import ROOT, STAND_IN_PATH, install
 from tests.faulty_proxy import Answer, FaultyProxy
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server, environment
 
-CAMERA = CameraPlan(640, 480, 10, 10, 2_000_000, "tcp://127.0.0.1:8888", 5)
-BUCKETS = {"images": "guardianberry.images", "videos": "guardianberry.videos"}
+BUCKETS = {"images": script.IMAGES_BUCKET, "videos": script.VIDEOS_BUCKET}
 NOT_ALLOWED = Answer(403, "AccessDenied")
+NOWHERE = "http://127.0.0.1:1/"
+BERRY = User(1000, "berry", "in session")
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +40,12 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with a small network in it, ready for use."""
     pytest.importorskip("torch")
     from guardianberry.detection import convert
-    from guardianberry.detection.weights import find_graph
     from tests.networks import network
 
     models = tmp_path_factory.mktemp("models")
     convert.export(network(nc=1), models / "tiny.xml", model_name="tiny.xml")
+    for name in ("tiny.xml", "tiny.bin"):
+        shutil.copy(models / name, models / name.replace("tiny", Path(BUNDLED).stem))
     find_graph("tiny.xml", models)
     return models
 
@@ -80,15 +86,11 @@ class Machine:
         monkeypatch.setenv(
             "PATH", ":".join(map(str, (self.bin, Path(sys.executable).parent, ROOT / "demo", "/usr/bin", "/bin")))
         )
-        monkeypatch.setattr(check_machine.os, "geteuid", lambda: self.user)
-        self.user = 1000
-        monkeypatch.setattr(check_machine.os, "getgroups", lambda: self.groups)
-        self.groups = [1000, 44]
-        monkeypatch.setattr(check_machine.grp, "getgrnam", lambda _: self.video)
-        self.video = check_machine.grp.struct_group(("video", "x", 44, ["berry"]))
-        monkeypatch.setattr(check_machine, "user_name", lambda number: "root" if number == 0 else "berry")
+        (self.program / "models").symlink_to(models)
+        self.user = BERRY
         self.running: list[RunningCamera] = []
         self.is_synchronised = True
+        self.wait_s = 15.0
 
     def command(self, name: str, script: str) -> None:
         path = self.bin / name
@@ -109,27 +111,28 @@ class Machine:
         (self.root / "etc/environment").write_text("".join(lines))
         (self.root / "etc/environment").chmod(0o600)
 
-    def check(self, **changes: Any) -> tuple[int, str]:
-        page = io.StringIO()
-        arguments: dict[str, Any] = {
-            "camera": CAMERA,
-            "model": ModelPlan("tiny.xml", self.models, 320, 0.5, 0.45, 100),
-            "buckets": BUCKETS,
-            "server_side_encryption": "AES256",
-            "clock_is_synchronised": lambda: self.is_synchronised,
-            "clock_wait_s": 120,
-            "min_free_bytes": 0,
-            "root": self.root,
-            "running": lambda: self.running,
-            "page": page,
-        }
-        code = doctor.check(self.program, **(arguments | changes))
-        return code, page.getvalue()
+    def make_detector(self, weights: str) -> Detector:
+        graph = find_graph(weights, self.models, release_url=NOWHERE)
+        sizes = {"frame_width_px": 640, "frame_height_px": 480, "input_width_px": 320}
+        return Detector(graph, **sizes, conf_thres=0.5, iou_thres=0.45, max_det=100)
 
-    def check_way_out(self, *, upload: bool = False, buckets: dict[str, str] = BUCKETS) -> str:
+    def check(self, *, upload: bool = False, **constants: object) -> tuple[int, str]:
+        out = io.StringIO()
+        constants = vars(script) | {"WEIGHTS": "tiny.xml", "MIN_FREE_DISK_BYTES": 0} | constants
+        site = Site(self.root, lambda: self.user, lambda: self.running, lambda: self.is_synchronised, self.wait_s)
+        make_detector = functools.partial(self.make_detector, constants["WEIGHTS"])
+        code = check(self.program, constants, script.make_camera, make_detector, upload=upload, site=site, out=out)
+        return code, out.getvalue()
+
+    def check_s3(self, *, upload: bool = False, buckets: dict[str, str] = BUCKETS) -> str:
         """The part of the page on S3, for which no camera needs to be started."""
-        findings = doctor.check_way_out(buckets, "AES256", self.root, upload=upload)
-        return "".join(f"{finding}\n" for finding in findings)
+
+        def findings() -> Iterator[Finding]:
+            s3 = yield from check_s3("AES256", self.root)
+            if upload and s3 is not None:
+                yield from check_uploads(s3, buckets)
+
+        return "".join(f"{finding}\n" for finding in findings())
 
 
 @pytest.fixture
@@ -164,7 +167,7 @@ def test_a_machine_where_all_is_well(machine: Machine, proxy: FaultyProxy) -> No
     assert code == 0
     assert "Raspberry Pi 4" in line(page, "machine", "ok")
     assert re.search(r"v1\.13\.0; offers .*: neither of them", line(page, "program", "ok"))
-    assert re.search(r"first picture after \d+\.\d s, 640 x 480", line(page, "video", "ok"))
+    assert re.search(r"first frame after \d+\.\d s, 640 x 480", line(page, "video", "ok"))
     assert re.search(r"tiny\.xml, \d+ ms a frame", line(page, "model", "ok"))
     assert "GuardianBerry works here." in page
     assert len(page.splitlines()) < 40, "a page"
@@ -224,9 +227,9 @@ def test_no_camera(machine: Machine, proxy: FaultyProxy) -> None:
     assert "ribbon cable" in line(page, "camera", "FAIL")
 
 
-def test_a_camera_without_a_picture(machine: Machine, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_camera_without_a_frame(machine: Machine, proxy: FaultyProxy) -> None:
     machine.use(proxy.url)
-    monkeypatch.setattr("guardianberry.doctor.camera.FRAME_LIMIT_S", 1.0)
+    machine.wait_s = 1.0
     machine.command(
         "rpicam-vid",
         'case "$*" in --list-cameras) echo "0 : imx708 [4608x2592] (/base/x)";; --*) echo v1.2.3;; *) echo "ERROR: ***'
@@ -235,7 +238,7 @@ def test_a_camera_without_a_picture(machine: Machine, proxy: FaultyProxy, monkey
     code, page = machine.check()
     assert code == 1
     assert "imx708 [4608x2592]" in line(page, "camera", "ok")
-    assert re.search(r"no picture within 1 s: .*no luck", line(page, "video", "FAIL"))
+    assert re.search(r"no frame within 1 s: .*no luck", line(page, "video", "FAIL"))
 
 
 def test_the_camera_of_a_running_daemon_is_not_disturbed(machine: Machine, proxy: FaultyProxy) -> None:
@@ -254,11 +257,9 @@ def test_the_camera_of_a_running_daemon_is_not_disturbed(machine: Machine, proxy
     assert set(log.read_text().splitlines()) == {"--version", "--help"}, "neither touches the camera"
 
 
-def test_a_running_daemon_without_a_camera(
-    machine: Machine, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_running_daemon_without_a_camera(machine: Machine, proxy: FaultyProxy) -> None:
     machine.use(proxy.url)
-    monkeypatch.setattr("guardianberry.doctor.camera.DAEMON_START_LIMIT_S", 0.5)
+    machine.wait_s = 0.5
     lock = lock_folder(machine.program)
     try:
         code, page = machine.check()
@@ -292,48 +293,43 @@ def test_a_camera_program_that_cron_does_not_find(machine: Machine, proxy: Fault
 
 def test_weights_that_are_not_there(machine: Machine, proxy: FaultyProxy) -> None:
     machine.use(proxy.url)
-    code, page = machine.check(model=ModelPlan("mine.pt", machine.models, 320, 0.5, 0.45, 100))
+    code, page = machine.check(WEIGHTS="mine.pt")
     assert code == 1
     assert "mine.pt is not in" in line(page, "model", "FAIL")
 
 
-def test_a_model_in_place_of_another_is_a_warning(
-    machine: Machine, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_in_place_of_another_is_a_warning(machine: Machine, proxy: FaultyProxy) -> None:
     machine.use(proxy.url)
-    monkeypatch.setattr("guardianberry.detection.weights.BUNDLED", "tiny.xml")
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")  # no way to the release page
-    code, page = machine.check(model=ModelPlan("yolov5n.pt", machine.models, 320, 0.5, 0.45, 100))
+    code, page = machine.check(WEIGHTS="yolov5n.pt")
     assert code == 0
-    assert "tiny.xml" in line(page, "model", "warn")
+    assert BUNDLED in line(page, "model", "warn")
     assert "yolov5n.pt is missing" in line(page, "model", "warn")
 
 
-def test_a_daemon_that_is_still_converting_is_left_alone(machine: Machine, proxy: FaultyProxy, tmp_path: Path) -> None:
+def test_a_daemon_that_is_still_converting_is_left_alone(machine: Machine, proxy: FaultyProxy) -> None:
     machine.use(proxy.url)
     machine.running = [RunningCamera(4711, "rpicam-vid", None)]
+    before = sorted((machine.models / ".cache").iterdir())
     lock = lock_folder(machine.program)
     try:
-        _, page = machine.check(model=ModelPlan("new.xml", tmp_path, 320, 0.5, 0.45, 100))
+        _, page = machine.check(WEIGHTS="new.xml")
     finally:
         os.close(lock)
     assert "still preparing new.xml" in line(page, "model", "warn")
-    assert not (tmp_path / ".cache").exists()
+    assert sorted((machine.models / ".cache").iterdir()) == before
 
 
 # Credentials and endpoint
 
 
 def test_no_credentials(machine: Machine) -> None:
-    page = machine.check_way_out()
+    page = machine.check_s3()
     assert "no AWS credentials" in line(page, "credentials", "FAIL")
 
 
 def test_plain_http_is_refused(machine: Machine) -> None:
     machine.use("http://192.0.2.1:9000")
-    page = machine.check_way_out(upload=True)
+    page = machine.check_s3(upload=True)
     assert "plain http" in line(page, "endpoint", "FAIL")
 
 
@@ -350,25 +346,25 @@ def test_a_key_that_s3_refuses(machine: Machine, proxy: FaultyProxy, answer: Ans
     machine.use(proxy.url)
     proxy.answers = []
     proxy.answer = answer
-    page = machine.check_way_out()
+    page = machine.check_s3()
     assert said in line(page, "endpoint", "FAIL")
 
 
 def test_s3_that_cannot_be_reached(machine: Machine) -> None:
     machine.use("http://127.0.0.1:1")
-    page = machine.check_way_out()
+    page = machine.check_s3()
     assert "cannot be reached" in line(page, "endpoint", "FAIL")
 
 
 def test_a_key_that_may_do_more_than_it_should(machine: Machine, s3: S3Server) -> None:
     machine.use(s3.url)
-    page = machine.check_way_out()
+    page = machine.check_s3()
     assert "may list all buckets" in line(page, "endpoint", "warn")
 
 
-def test_a_bucket_that_refuses_the_canary(machine: Machine, proxy: FaultyProxy) -> None:
+def test_a_bucket_that_refuses_the_test_object(machine: Machine, proxy: FaultyProxy) -> None:
     machine.use(proxy.url)
-    page = machine.check_way_out(upload=True, buckets={**BUCKETS, "videos": "not-there"})
+    page = machine.check_s3(upload=True, buckets={**BUCKETS, "videos": "not-there"})
     assert levels(page)["images"] == "ok"
     assert "bucket does not exist" in line(page, "videos", "FAIL")
 
@@ -376,7 +372,7 @@ def test_a_bucket_that_refuses_the_canary(machine: Machine, proxy: FaultyProxy) 
 def test_a_key_that_everyone_may_read(machine: Machine, proxy: FaultyProxy) -> None:
     machine.use(proxy.url)
     (machine.root / "etc/environment").chmod(0o644)
-    page = machine.check_way_out()
+    page = machine.check_s3()
     assert "chmod 600 /etc/environment" in line(page, "credentials", "warn")
 
 
@@ -386,7 +382,7 @@ def test_a_credentials_file_that_everyone_may_read(machine: Machine, proxy: Faul
     aws.mkdir()
     (aws / "credentials").write_text("[default]\n")
     (aws / "credentials").chmod(0o640)
-    page = machine.check_way_out()
+    page = machine.check_s3()
     assert f"chmod 600 {aws}/credentials" in line(page, "credentials", "warn")
 
 
@@ -394,7 +390,7 @@ def test_a_key_of_this_shell_alone(machine: Machine, proxy: FaultyProxy) -> None
     machine.use(proxy.url)
     system = machine.root / "etc/environment"
     system.write_text(re.sub(r"AWS_SECRET_ACCESS_KEY=.*\n", "", system.read_text()))
-    page = machine.check_way_out()
+    page = machine.check_s3()
     assert "AWS_SECRET_ACCESS_KEY of this shell" in line(page, "credentials", "warn")
 
 
@@ -411,42 +407,53 @@ def test_a_key_of_this_shell_alone(machine: Machine, proxy: FaultyProxy) -> None
 )
 def test_a_weak_power_supply(machine: Machine, bits: str, said: str) -> None:
     machine.command("vcgencmd", f"echo throttled={bits}")
-    (finding,) = check_machine.check_power()
+    (finding,) = check_power()
     assert finding.level == "warn"
     assert said in finding.text
 
 
 def test_power_is_left_out_where_nobody_knows(machine: Machine) -> None:
     machine.command("vcgencmd", "echo VCHI initialization failed; exit 255")
-    assert list(check_machine.check_power()) == []
+    assert list(check_power()) == []
 
 
 @pytest.mark.parametrize(
-    ("groups", "members", "said"),
-    [([1000], [], "usermod -aG video berry"), ([1000], ["berry"], "Log out and in")],
+    ("video", "advice"),
+    [("in session", ""), ("after login", "Log out and in"), ("not a member", "usermod -aG video berry")],
 )
-def test_a_user_outside_group_video(machine: Machine, groups: list[int], members: list[str], said: str) -> None:
-    machine.groups = groups
-    machine.video = check_machine.grp.struct_group(("video", "x", 44, members))
-    (finding,) = check_machine.check_user(machine.program)
-    assert finding.level == "warn"
-    assert said in finding.advice
+def test_a_user_in_and_outside_group_video(machine: Machine, video: str, advice: str) -> None:
+    (finding,) = check_user(machine.program, BERRY._replace(video=video))
+    assert finding.level == ("warn" if advice else "ok")
+    assert advice in finding.advice
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize(("groups", "said"), [("44", "in session"), ("45", "not a member")])
+def test_groups_are_those_of_the_session(groups: str, said: str) -> None:
+    if shutil.which("setpriv") is None:
+        pytest.skip("needs the command setpriv (package util-linux)")
+    program = "from guardianberry.doctor.machine import current_user; print(current_user())"
+    video = grp.getgrnam("video").gr_gid
+    command = ["setpriv", "--reuid=65534", "--regid=65534", f"--groups={video if groups == '44' else 45}"]
+    answer = subprocess.run([*command, sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert f"video='{said}'" in answer.stdout, answer.stderr
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
-def test_root_leaves_no_files_in_the_folder_of_another(machine: Machine, tmp_path: Path) -> None:
-    machine.user = 0
+def test_root_leaves_no_files_in_the_folder_of_another(machine: Machine) -> None:
+    machine.user = User(0, "root", "not a member")
     os.chown(machine.program, 1000, 1000)
-    code, page = machine.check(model=ModelPlan("tiny.xml", tmp_path, 320, 0.5, 0.45, 100))
+    before = sorted(machine.models.rglob("*"))
+    code, page = machine.check(WEIGHTS=BUNDLED)
     assert code == 1
-    assert "Run this as berry" in line(page, "user", "FAIL")
-    assert not (tmp_path / ".cache").exists()
+    assert "without sudo" in line(page, "user", "FAIL")
+    assert sorted(machine.models.rglob("*")) == before
 
 
 def test_wrong_constants_are_told_and_not_tried(machine: Machine) -> None:
-    code, page = machine.check(problems=["FRAME_RATE_FPS must be above 0"], camera=CAMERA._replace(frame_rate_fps=0))
+    code, page = machine.check(FRAME_RATE_FPS=0, MIN_FREE_DISK_BYTES="a lot")
     assert code == 1
-    assert "FRAME_RATE_FPS must be above 0" in line(page, "settings", "FAIL")
+    assert "MIN_FREE_DISK_BYTES must be a number" in line(page, "settings", "FAIL")
     assert "model" not in levels(page)
 
 
@@ -460,23 +467,22 @@ def test_a_clock_that_nobody_has_set(machine: Machine, proxy: FaultyProxy) -> No
 
 def test_a_folder_that_cannot_be_written_to(machine: Machine) -> None:
     (machine.program / "images").write_text("a file, not a folder")
-    finding = check_machine.check_folder(machine.program / "images", 0)
+    finding = check_folder(machine.program / "images", 0, BERRY)
     assert (finding.level, finding.subject) == ("FAIL", "images/")
     assert "sudo chown -R berry" in finding.advice
 
 
 @pytest.mark.parametrize(("free", "level"), [(10**6, "FAIL"), (4 * 10**8, "warn"), (6 * 10**8, "warn"), (10**10, "ok")])
-def test_a_full_disk(machine: Machine, monkeypatch: pytest.MonkeyPatch, free: int, level: str) -> None:
+def test_a_full_disk(machine: Machine, free: int, level: str) -> None:
     (machine.program / "images").mkdir()
-    monkeypatch.setattr(check_machine.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free * 2, free, free))
-    finding = check_machine.check_folder(machine.program / "images", 5 * 10**8)
+    finding = check_folder(machine.program / "images", 5 * 10**8, BERRY, free_bytes=lambda _: free)
     assert finding.level == level
     assert ("MIN_FREE_DISK_BYTES" in finding.advice) is (free == 4 * 10**8)
 
 
 def test_a_link_to_a_disk_that_is_not_mounted(machine: Machine) -> None:
     (machine.program / "images").symlink_to("/media/stick/images")
-    finding = check_machine.check_folder(machine.program / "images", 0)
+    finding = check_folder(machine.program / "images", 0, BERRY)
     assert finding.level == "FAIL"
     assert "/media/stick/images" in finding.text
     assert "Mount" in finding.advice
@@ -496,7 +502,7 @@ def test_a_link_to_a_disk_that_is_not_mounted(machine: Machine) -> None:
 def test_the_line_for_cron(machine: Machine, table: str, level: str) -> None:
     launcher = machine.program / "launch.sh"
     machine.cron(table.format(launcher=launcher))
-    finding = check_machine.check_start_at_boot(machine.program, machine.root)
+    finding = check_start_at_boot(machine.program, machine.root)
     assert finding.level == level
     assert level == "ok" or f"@reboot {launcher} >> " in finding.advice
 
@@ -505,28 +511,26 @@ def test_the_line_for_cron(machine: Machine, table: str, level: str) -> None:
 def test_the_line_for_cron_as_the_readme_has_it(machine: Machine, monkeypatch: pytest.MonkeyPatch, home: str) -> None:
     monkeypatch.setenv("HOME", str(machine.program.parent))
     machine.cron(f"@reboot {home}/{machine.program.name}/launch.sh >> {home}/guardianberry.log 2>&1")
-    assert check_machine.check_start_at_boot(machine.program, machine.root).level == "ok"
+    assert check_start_at_boot(machine.program, machine.root).level == "ok"
 
 
 def test_a_line_that_is_commented_out_is_none(machine: Machine) -> None:
     machine.cron(f"# @reboot {machine.program}/launch.sh")
-    assert (
-        check_machine.check_start_at_boot(machine.program, machine.root).text == "nothing starts it after a power cut"
-    )
+    assert check_start_at_boot(machine.program, machine.root).text == "nothing starts it after a power cut"
 
 
 def test_other_ways_to_start_at_boot(machine: Machine) -> None:
     machine.cron("")
     launcher = machine.program / "launch.sh"
     (machine.root / "etc/cron.d/guardianberry").write_text(f"@reboot berry {launcher}\n")
-    assert check_machine.check_start_at_boot(machine.program, machine.root).level == "ok"
+    assert check_start_at_boot(machine.program, machine.root).level == "ok"
     (machine.root / "etc/cron.d/guardianberry").unlink()
     units = machine.root / "etc/systemd/system"
     units.mkdir(parents=True)
     (units / "guardianberry.service").write_text(f"[Service]\nExecStart={launcher}\n")
-    assert "guardianberry.service" in check_machine.check_start_at_boot(machine.program, machine.root).text
+    assert "guardianberry.service" in check_start_at_boot(machine.program, machine.root).text
     launcher.chmod(0o644)
-    assert "chmod +x" in check_machine.check_start_at_boot(machine.program, machine.root).advice
+    assert "chmod +x" in check_start_at_boot(machine.program, machine.root).advice
 
 
 # The page

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from guardianberry.camera.supervisor import Camera
     from guardianberry.detection.detector import Detector
 
-FRAME_LIMIT_S = 15.0  # a camera's first start after the boot takes a few seconds
-DAEMON_START_LIMIT_S = 15.0  # a daemon that has just been started loads its model first
 SLOW_INFERENCE_MS = 1000.0  # an alert takes three inferences and the upload: 5 s are over
 _INFERENCES = 5
 _CRON_PATH = ("/usr/bin", "/bin")
@@ -57,10 +55,15 @@ def check_program(root: Path) -> Generator[Finding, None, str]:
     return program
 
 
-def check_use(running: Callable[[], list[RunningCamera]], stream_url: str, *, daemon_runs: bool) -> Finding | None:
-    """Which program uses the camera, and whether it should; None if the camera is free."""
+def check_use(
+    running: Callable[[], list[RunningCamera]], stream_url: str, *, daemon_runs: bool, wait_s: float
+) -> Finding | None:
+    """Which program uses the camera, and whether it should; None if the camera is free.
+
+    A running daemon gets `wait_s` to start its camera: it loads its model first.
+    """
     others = running()
-    give_up_s = time.monotonic() + DAEMON_START_LIMIT_S
+    give_up_s = time.monotonic() + wait_s
     while daemon_runs and not others and time.monotonic() < give_up_s:
         time.sleep(_POLL_S)
         others = running()
@@ -77,9 +80,9 @@ def check_use(running: Callable[[], list[RunningCamera]], stream_url: str, *, da
 
 
 def check_camera(
-    program: str, make_camera: Callable[..., Camera], asked_px: tuple[int, int]
+    program: str, make_camera: Callable[..., Camera], asked_px: tuple[int, int], wait_s: float
 ) -> Generator[Finding, None, Frame | None]:
-    """Start the camera as the daemon does, take one frame, stop it; returns the frame."""
+    """Start the camera as the daemon does, take one frame within `wait_s`, stop it; returns the frame."""
     # Not while a program uses the camera: to list the sensors, rpicam-vid opens and configures each of them.
     names = re.findall(r"^\d+ : (.+?)(?: \(/|$)", output_of(program, "--list-cameras") or "", re.MULTILINE)
     if not names:
@@ -91,7 +94,7 @@ def check_camera(
     started_s = time.monotonic()
     frame = None
     try:
-        while frame is None and time.monotonic() - started_s < FRAME_LIMIT_S:
+        while frame is None and time.monotonic() - started_s < wait_s:
             camera.check_and_launch_libcamera()
             frame = camera.newest_frame(timeout_s=_POLL_S)
         took_s = time.monotonic() - started_s
@@ -99,7 +102,7 @@ def check_camera(
         reason = camera.reason
         camera.stop()
     if frame is None:
-        text = f"no frame within {FRAME_LIMIT_S:.0f} s: {reason or 'the camera is silent'}"
+        text = f"no frame within {wait_s:.0f} s: {reason or 'the camera is silent'}"
         yield fail("video", text, "Reseat the ribbon cable, reboot, and try again.")
         return None
     height_px, width_px = frame.bgr.shape[:2]

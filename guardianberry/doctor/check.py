@@ -47,6 +47,7 @@ class Site(NamedTuple):
     user: Callable[[], User] = current_user
     running_cameras: Callable[[], list[RunningCamera]] = running_cameras
     clock_is_synchronised: Callable[[], bool] = system_clock_is_synchronised
+    wait_s: float = 15.0  # for the first frame after the boot, and for the camera of a daemon that loads its model
 
 
 def check(
@@ -98,10 +99,10 @@ def _camera_and_model(
         yield ok("daemon", f"one is running in {folder}")
     program = yield from check_program(site.root)
     frame = None
-    if in_use := check_use(site.running_cameras, c.STREAM_URL, daemon_runs=daemon_runs):
+    if in_use := check_use(site.running_cameras, c.STREAM_URL, daemon_runs=daemon_runs, wait_s=site.wait_s):
         yield in_use
     elif program:
-        frame = yield from check_camera(program, make_camera, (c.FRAME_WIDTH_PX, c.FRAME_HEIGHT_PX))
+        frame = yield from check_camera(program, make_camera, (c.FRAME_WIDTH_PX, c.FRAME_HEIGHT_PX), site.wait_s)
     if daemon_runs and not is_converted(c.WEIGHTS, folder / "models"):  # a second conversion would delay the first
         yield warn("model", f"the running daemon is still preparing {c.WEIGHTS}", "Check again in a minute.")
     else:

@@ -111,7 +111,13 @@ def check_power() -> Iterator[Finding]:
     yield warn("power", ", ".join(faults), advice + too_hot)
 
 
-def check_folder(folder: Path, min_free_bytes: int, user: User) -> Finding:
+def free_bytes_of(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def check_folder(
+    folder: Path, min_free_bytes: int, user: User, free_bytes: Callable[[Path], int] = free_bytes_of
+) -> Finding:
     """One of the two folders of the queue: can be written to, with space."""
     subject = folder.name + "/"
     if folder.is_symlink() and not folder.exists():
@@ -123,22 +129,22 @@ def check_folder(folder: Path, min_free_bytes: int, user: User) -> Finding:
             file.write(b"?" * 4096)
             file.flush()
             os.fsync(file.fileno())
-        free_bytes = shutil.disk_usage(place).free
+        free = free_bytes(place)
     except OSError as error:
         advice = f"Make it a folder of {user.name}:\nsudo chown -R {user.name} {place}"
         return fail(subject, f"cannot be written to: {error.strerror}", advice)
-    text = f"writable, {free_bytes / 1e9:.1f} GB free"
+    text = f"writable, {free / 1e9:.1f} GB free"
     if place == folder and folder.is_symlink():
         text += f", a link to {folder.resolve()}"
     make_space = "Delete what is not needed."
-    if free_bytes < NO_SPACE_BYTES:
+    if free < NO_SPACE_BYTES:
         return fail(subject, text, make_space)
-    if free_bytes < min_free_bytes:
+    if free < min_free_bytes:
         advice = f"{make_space} That is below MIN_FREE_DISK_BYTES: the oldest videos are deleted, uploaded or not."
         return warn(subject, text, advice)
-    if free_bytes < LITTLE_SPACE_BYTES:
+    if free < LITTLE_SPACE_BYTES:
         return warn(subject, text, make_space)
-    return ok(subject, text if place == folder else f"will be made, {free_bytes / 1e9:.1f} GB free")
+    return ok(subject, text if place == folder else f"will be made, {free / 1e9:.1f} GB free")
 
 
 def check_clock(is_synchronised: Callable[[], bool], now_text: str) -> Finding:
