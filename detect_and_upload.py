@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""GuardianBerry's camera daemon: sees people, keeps the clip, gets the picture out of the house.
+"""GuardianBerry's camera daemon: finds people, saves an image and a clip of each event, uploads both to S3.
 
-It reads H.264 from rpicam-vid, looks for people in the newest frame with YOLOv5, and makes two files an event:
-images/*.jpg, the first detection, written at once, and videos/*.mp4, a clip that begins a few seconds earlier. Both
-are put into two private S3 buckets, the newest image before everything else, and leave the disk once S3 has them.
+It reads H.264 from rpicam-vid and runs YOLOv5 on the newest frame. An event makes two files: images/*.jpg, its first
+detection, and videos/*.mp4, a clip that begins a few seconds earlier. Both are uploaded to private S3 buckets, the
+newest image first, and deleted once S3 has confirmed them.
 
 What happens when ...
-    the camera dies or hangs     it is stopped, reaped and started again; a clip under way is finished and kept
-    the network is down          files wait in images/ and videos/; recording and detection never notice
-    the disk fills               the oldest videos make room, each with a warning; alerts go on
-    the clock is wrong or jumps  durations never notice; events wait for the clock to be set and are then dated
-    the power goes               the clip loses less than a second, and the next start finishes and uploads it
+    the camera dies or hangs     it is stopped and started again; the clip under way is finished and kept
+    the network is down          files stay in images/ and videos/; recording and detection are not delayed
+    the disk fills               the oldest videos are deleted, each with a warning; alerts go on
+    the clock is wrong or jumps  durations stay right; events wait until the clock is set and then get their true time
+    the power goes               the clip loses less than a second; the next start finishes and uploads it
     this loop hangs              it is ended with a stack dump after LOOP_STALL_S, and launch.sh starts it again
 
 Configure it by editing the constants below. README.md explains each; the parts are in guardianberry/.
@@ -75,10 +75,10 @@ STREAM_URL = "tcp://127.0.0.1:8888"  # a stream started by hand is read from her
 
 HERE = Path(__file__).resolve().parent
 LOOP_TICK_S = 0.5  # the loop runs this often even without a frame; at most 1 s, or SIGTERM is noticed too late
-LOOP_STALL_S = 60  # then the loop hangs in native code; its slowest normal pass restarts a camera and takes 3 s
-DEMO_GAP_S = 10  # in place of MIN_GAP_BETWEEN_VIDEO_START_S: nobody wants to watch a minute of empty room
-EXIT_CANNOT_RUN = 1  # now: another one runs, no weights; launch.sh tries again, with longer and longer pauses
-EXIT_NEEDS_EDITING = 2  # launch.sh does not try again: only an edit of this file helps
+LOOP_STALL_S = 60  # after so long the loop hangs in native code; its slowest pass, a camera restart, takes 3 s
+DEMO_GAP_S = 10  # in place of MIN_GAP_BETWEEN_VIDEO_START_S, so that the demo shows two events within half a minute
+EXIT_CANNOT_RUN = 1  # now: another one runs, no weights; launch.sh tries again, with growing pauses
+EXIT_NEEDS_EDITING = 2  # only an edit of this file helps, so launch.sh does not try again
 
 log = logging.getLogger("guardianberry")
 
@@ -169,7 +169,7 @@ def make_disk(folder: Path) -> Disk:
 
 
 def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
-    """Guard until `stop` is set. Files go to `folder`/videos and `folder`/images, which exist and are ours alone."""
+    """Guard until `stop` is set. Files go to `folder`/videos and `folder`/images, which exist and are private."""
     from guardianberry.detection.motion import MotionGate
 
     detector = make_detector(stop)
@@ -231,7 +231,7 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
 
 
 def guard(folder: Path, stop: threading.Event, *, demo: bool = False) -> int:
-    """Make the folders, make sure that no other daemon has them, and run; the exit code."""
+    """Make the folders, lock them against a second daemon, and run; the exit code."""
     from guardianberry.detection.weights import WeightsError
     from guardianberry.machine import FolderError, lock_folder, make_private_folder, use_one_malloc_arena
 
@@ -243,7 +243,7 @@ def guard(folder: Path, stop: threading.Event, *, demo: bool = False) -> int:
         run(folder, stop, demo=demo)
         os.close(lock)
     except (FolderError, WeightsError) as error:
-        if not stop.is_set():  # else asked to stop while the weights were still on their way
+        if not stop.is_set():  # else it was asked to stop during a download or conversion
             log.error("%s", error)
             return EXIT_CANNOT_RUN
     log.info("stopped as asked")
@@ -251,11 +251,11 @@ def guard(folder: Path, stop: threading.Event, *, demo: bool = False) -> int:
 
 
 def main() -> int:
-    # launch.sh must know the options that end by themselves, so they are not to be abbreviated.
+    # No abbreviations: launch.sh must recognise the options with which this program ends by itself.
     parser = argparse.ArgumentParser(
         description="Guards a room with a Raspberry Pi camera. Settings: top of this file.", allow_abbrev=False
     )
-    parser.add_argument("--check", action="store_true", help="say what works here and what does not, and end")
+    parser.add_argument("--check", action="store_true", help="report what works here and what does not")
     parser.add_argument("--upload", action="store_true", help="with --check: also put a tiny object into each bucket")
     parser.add_argument("--demo", nargs="?", const="", metavar="VIDEO", help="a video file in place of the camera")
     parser.add_argument("-v", dest="verbose", action="store_true", help="log each frame")
@@ -263,7 +263,7 @@ def main() -> int:
     if options.upload and not options.check:
         parser.error("--upload goes with --check only")
 
-    os.umask(0o077)  # whatever this process writes is for its owner alone
+    os.umask(0o077)  # all files of this process are private
     if options.check:
         from guardianberry.doctor.check import check
 
@@ -278,14 +278,14 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     if options.demo is None:
         return guard(HERE, stop)
-    from guardianberry.demo import staged
+    from guardianberry.demo import demo_folder
 
-    with staged(HERE, options.demo, stop) as folder:
+    with demo_folder(HERE, options.demo, stop) as folder:
         return guard(folder, stop, demo=True)
 
 
 def set_up_logging(*, verbose: bool) -> None:
-    """To stderr, a line an event. Only our own loggers: botocore's debug lines would show signatures."""
+    """To stderr. The level is that of our own loggers alone: botocore's debug lines would show signatures."""
     handler = logging.StreamHandler()
     handler.setFormatter(formatter())
     logging.getLogger().addHandler(handler)

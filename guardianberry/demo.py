@@ -1,7 +1,7 @@
-"""`--demo`: the whole daemon with a stand-in for what a desk has not got, the camera and the buckets.
+"""`--demo`: the whole daemon, with stand-ins for the camera and the buckets.
 
 The camera is demo/rpicam-vid, found on PATH like the real one; the buckets are demo/s3_stand_in.py on the loopback
-interface. Both are processes of their own and speak the real protocols, so that all of the daemon's own code runs.
+interface. Both are processes that speak the real protocols, so all of the daemon's own code runs.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _POLL_S = 0.2
 
 
 @contextmanager
-def staged(here: Path, video: str, stop: threading.Event) -> Iterator[Path]:
-    """Set the stage for one run over `video` (empty: the built-in scene); yields the folder for the daemon's files.
+def demo_folder(here: Path, video: str, stop: threading.Event) -> Iterator[Path]:
+    """Start the stand-ins for a run over `video` (empty: the built-in scene); yields the folder for the daemon's files.
 
-    Sets `stop` when the video is over and everything has been uploaded, and says at the end where the objects are.
+    Sets `stop` when the video is over and all files are uploaded, and logs at the end where the objects are.
     """
     source = Path(video).resolve() if video else here / "demo" / "scene.mp4"
     if not source.is_file():
@@ -47,12 +47,12 @@ def staged(here: Path, video: str, stop: threading.Event) -> Iterator[Path]:
         log.info("demo: %s plays as the camera; the buckets are %s", source.name, endpoint)
         threading.Thread(target=_stop_at_end, args=(folder, end_file, stop), daemon=True).start()
         yield folder
-    _tell(folder)
+    _log_objects(folder)
 
 
 @contextmanager
 def _s3_stand_in(here: Path, folder: Path) -> Iterator[str]:
-    """A process that takes PutObject on a loopback port; yields its URL."""
+    """A process that answers PutObject on a loopback port; yields its URL."""
     command = [sys.executable, str(here / "demo" / "s3_stand_in.py"), str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as server:
         try:
@@ -63,7 +63,7 @@ def _s3_stand_in(here: Path, folder: Path) -> Iterator[str]:
 
 
 def _demo_credentials(endpoint: str) -> dict[str, str]:
-    """Nothing of the user's own: the demo must never write into a real bucket."""
+    """None of the user's own: the demo must never write into a real bucket."""
     return {
         "AWS_ENDPOINT_URL_S3": endpoint,
         "AWS_ENDPOINT_URL": endpoint,
@@ -91,12 +91,14 @@ def _pending(folder: Path) -> list[Path]:
     return [path for name in ("images", "videos") for path in (folder / name).glob("*") if path.is_file()]
 
 
-def _tell(folder: Path) -> None:
-    """Where the objects are: images first, each kind by time."""
+def _log_objects(folder: Path) -> None:
+    """Images first, then videos, by time."""
     found = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("s3/*/*.metadata.json")]
     found.sort(key=lambda item: (item[0].parent.name, item[1]["metadata"]["recording_start_time"]))
     log.info("demo: %d object(s) arrived in the buckets", len(found))
     for path, stored in found:
-        told = stored["metadata"]
+        metadata = stored["metadata"]
         log.info("  %s", path.with_name(path.name.removesuffix(".metadata.json")).relative_to(folder.parent.parent))
-        log.info("      %s", ", ".join(f"{name} {told[name]}" for name in sorted(told) if name != "rpi_serial_no"))
+        log.info(
+            "      %s", ", ".join(f"{name} {metadata[name]}" for name in sorted(metadata) if name != "rpi_serial_no")
+        )

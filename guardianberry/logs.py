@@ -11,8 +11,8 @@ from typing import Any
 
 _MAX_CAUSES = 1000
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
-_MORE = "    | "  # begins every further line of an entry, which for the rest only tracebacks have
-# What systemd's journal takes for the priority of a line (sd-daemon(3)).
+_MORE = "    | "  # begins each further line of an entry
+# systemd's journal reads the priority of a line from its beginning (sd-daemon(3)).
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7))
 
 
@@ -41,7 +41,7 @@ class OncePerCause:
 
 
 class LineFormatter(logging.Formatter):
-    """Time, level, message; nothing in the message can begin a line that looks like another entry."""
+    """Time, level, message. Control characters are escaped, so no text can look like another entry."""
 
     def __init__(self, layout: str = "%(asctime)s %(levelname)-7s %(message)s") -> None:
         super().__init__(layout)
@@ -55,7 +55,7 @@ class LineFormatter(logging.Formatter):
 
 
 class JournalFormatter(LineFormatter):
-    """For the journal, which has the time already: the priority in front of each line, then the message."""
+    """For the journal, which adds the time itself: priority and message."""
 
     def __init__(self) -> None:
         super().__init__("%(message)s")
@@ -66,12 +66,12 @@ class JournalFormatter(LineFormatter):
 
 
 def formatter(descriptor: int = 2, environment: Mapping[str, str] = os.environ) -> logging.Formatter:
-    """What suits the place that `descriptor` (stderr) leads to."""
+    """For the place that `descriptor` (stderr) leads to."""
     return JournalFormatter() if leads_to_journal(descriptor, environment) else LineFormatter()
 
 
 def leads_to_journal(descriptor: int, environment: Mapping[str, str]) -> bool:
-    """systemd names the journal's socket in JOURNAL_STREAM. The variable is inherited, so the descriptor must match."""
+    """systemd names the journal's socket in JOURNAL_STREAM. Children inherit it, so the descriptor must match."""
     try:
         status = os.fstat(descriptor)
     except OSError:

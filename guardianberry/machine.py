@@ -1,4 +1,4 @@
-"""The machine the daemon runs on: its serial number, its folders, and that it runs there once."""
+"""The machine that the daemon runs on: serial number, private folders, lock, environment of child processes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _M_ARENA_MAX = -8  # malloc.h
 
 
 def use_one_malloc_arena() -> None:
-    """Let all threads share one heap. glibc gives each its own, and memory crept up by some MB an hour for it."""
+    """Let all threads share one heap. With one a thread, glibc's default, memory grew by some MB an hour."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc alone has it
         libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def environment_without_credentials() -> dict[str, str]:
-    """For the children: none of them talks to S3, and one opens files of unknown origin."""
+    """For child processes: none of them uses S3, and one opens files of unknown origin."""
     return {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
 
 
@@ -39,22 +39,21 @@ class AlreadyRunningError(FolderError):
 
 
 def get_rpi_serial_number(root: Path = Path("/")) -> str:
-    """The Pi's serial number; on other machines the machine's id; "unknown" where there is neither.
+    """The Pi's serial number; on other machines the machine's id; "unknown" if there is neither.
 
     ASCII letters, digits and dashes only, because it travels in an HTTP header.
     """
-    serial = _read(root / _DEVICE_TREE_SERIAL).rstrip("\0 \n")
-    if not serial:  # kernels of other distributions have no device tree entry, the Pi's own put it in cpuinfo too
-        match = re.search(r"^Serial\s*:\s*(\S+)", _read(root / _CPUINFO), re.MULTILINE)
-        serial = match[1] if match else _read(root / _MACHINE_ID).strip()
+    serial = read_text(root / _DEVICE_TREE_SERIAL).rstrip("\0 \n")
+    if not serial:  # kernels of some distributions have it in cpuinfo alone
+        match = re.search(r"^Serial\s*:\s*(\S+)", read_text(root / _CPUINFO), re.MULTILINE)
+        serial = match[1] if match else read_text(root / _MACHINE_ID).strip()
     return re.sub(r"[^0-9A-Za-z-]", "", serial) or _UNKNOWN_SERIAL
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make the folder where it is missing, and closed to everyone else on the machine.
+    """Make the folder if it is missing, and close it to other users.
 
-    Raises FolderError where it cannot be made. One that is there but cannot be changed is used as it is, with a
-    warning.
+    Raises FolderError if it cannot be made. One that cannot be closed is used as it is, with a warning.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -69,9 +68,9 @@ def make_private_folder(folder: Path) -> None:
 
 
 def lock_folder(folder: Path) -> int:
-    """Hold the folder for this process until it ends, however it ends; raises AlreadyRunningError.
+    """Lock the folder until this process ends, however it ends; raises AlreadyRunningError.
 
-    The lock is on the folder itself, so it leaves no file behind. Keep the descriptor that is returned.
+    The lock is on the folder itself, so it leaves no file behind. Keep the returned descriptor open.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -82,8 +81,9 @@ def lock_folder(folder: Path) -> int:
     return descriptor
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The file's text, without bytes that are no UTF-8; empty where it cannot be read."""
     try:
-        return path.read_text(encoding="ascii", errors="ignore")
+        return path.read_text(encoding="utf-8", errors="ignore")
     except OSError:
         return ""

@@ -23,7 +23,7 @@ from guardianberry.detection.weights import BUNDLED, find_graph
 from guardianberry.doctor.check import Site, check
 from guardianberry.doctor.machine import User, check_folder, check_power, check_start_at_boot, check_user
 from guardianberry.doctor.page import Finding
-from guardianberry.doctor.s3 import check_s3, check_uploads
+from guardianberry.doctor.s3 import check_s3
 from guardianberry.machine import lock_folder
 from tests.daemon import ROOT, STAND_IN_PATH, install
 from tests.faulty_proxy import Answer, FaultyProxy
@@ -126,13 +126,8 @@ class Machine:
 
     def check_s3(self, *, upload: bool = False, buckets: dict[str, str] = BUCKETS) -> str:
         """The part of the page on S3, for which no camera needs to be started."""
-
-        def findings() -> Iterator[Finding]:
-            s3 = yield from check_s3("AES256", self.root)
-            if upload and s3 is not None:
-                yield from check_uploads(s3, buckets)
-
-        return "".join(f"{finding}\n" for finding in findings())
+        findings = check_s3("AES256", self.root, buckets if upload else {})
+        return "".join(f"{finding}\n" for finding in findings)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -120,11 +120,15 @@ def check_model(make_detector: Callable[[], Detector], frame: Frame | None, grey
     from guardianberry.detection.weights import WeightsError
 
     bgr = grey_bgr if frame is None else frame.bgr
+    warnings = BufferingHandler(capacity=1000)  # of the daemon's own code, which logs them to nobody here
+    warnings.setLevel(logging.WARNING)
+    logging.getLogger("guardianberry").addHandler(warnings)
     try:
-        with _warnings() as warnings:
-            detector = make_detector()
+        detector = make_detector()
     except WeightsError as error:
         return fail("model", str(error), "The daemon cannot start until this is corrected.")
+    finally:
+        logging.getLogger("guardianberry").removeHandler(warnings)
     times_ms = []
     for _ in range(_INFERENCES):
         people = detector.find_people(bgr)
@@ -133,8 +137,8 @@ def check_model(make_detector: Callable[[], Detector], frame: Frame | None, grey
     text = f"{detector.model_name}, {inference_ms:.0f} ms a frame"
     if frame is not None:
         text += f", {len(people)} person(s) in view now"
-    if warnings:
-        return warn("model", text, " ".join(warnings))
+    if warnings.buffer:
+        return warn("model", text, " ".join(record.getMessage() for record in warnings.buffer))
     if inference_ms > SLOW_INFERENCE_MS:
         return warn("model", text, "That is slow: an alert takes three inferences. Set DETECTOR_INPUT_WIDTH_PX lower.")
     return ok("model", text)
@@ -143,17 +147,3 @@ def check_model(make_detector: Callable[[], Detector], frame: Frame | None, grey
 def is_converted(weights: str, models_folder: Path) -> bool:
     """Whether there is a graph made of these weights."""
     return any((models_folder / ".cache").glob(f"{Path(weights).stem}-*.xml"))
-
-
-@contextmanager
-def _warnings() -> Generator[list[str], None, None]:
-    """What our own modules warn of meanwhile."""
-    texts: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: texts.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("guardianberry")
-    logger.addHandler(handler)
-    try:
-        yield texts
-    finally:
-        logger.removeHandler(handler)

@@ -30,7 +30,7 @@ from guardianberry.doctor.machine import (
     current_user,
 )
 from guardianberry.doctor.page import Finding, Page, fail, ok, warn
-from guardianberry.doctor.s3 import check_s3, check_uploads
+from guardianberry.doctor.s3 import check_s3
 from guardianberry.machine import AlreadyRunningError, lock_folder
 from guardianberry.recording.clock import system_clock_is_synchronised
 from guardianberry.settings import by_name, find_problems
@@ -83,7 +83,8 @@ def check(
         page.add(_camera_and_model(folder, c, make_camera, make_detector, site))
     else:
         page.add([warn("camera", "not tried, nor the model", "Correct what is said above, then check again.")])
-    page.add(_s3(c, site.root, upload=upload and is_worth_trying))
+    buckets = {"images": c.IMAGES_BUCKET, "videos": c.VIDEOS_BUCKET} if upload and is_worth_trying else {}
+    page.add(check_s3(c.SERVER_SIDE_ENCRYPTION, site.root, buckets))
     return page.end(upload=upload)
 
 
@@ -108,12 +109,6 @@ def _camera_and_model(
     else:
         grey = np.full((c.FRAME_HEIGHT_PX, c.FRAME_WIDTH_PX, 3), 114, np.uint8)
         yield check_model(make_detector, frame, grey)
-
-
-def _s3(c: SimpleNamespace, root: Path, *, upload: bool) -> Iterator[Finding]:
-    s3 = yield from check_s3(c.SERVER_SIDE_ENCRYPTION, root)
-    if upload and s3 is not None:
-        yield from check_uploads(s3, {"images": c.IMAGES_BUCKET, "videos": c.VIDEOS_BUCKET})
 
 
 def is_locked(folder: Path) -> bool:

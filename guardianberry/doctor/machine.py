@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from guardianberry.doctor.page import Finding, fail, ok, warn
 from guardianberry.filenames import PART_PREFIX
-from guardianberry.machine import environment_without_credentials
+from guardianberry.machine import environment_without_credentials, read_text
 from guardianberry.recording.clock import CLOCK_WAIT_S
 
 LITTLE_SPACE_BYTES = 1_000_000_000  # about 200 clips: a weekend without network
@@ -48,7 +48,7 @@ def output_of(*command: str) -> str | None:
 
 def check_system(root: Path) -> Finding:
     """Which machine this is, and whether the packages exist for it."""
-    model = read(root / "proc/device-tree/model").strip("\0 \n") or f"{platform.machine()}, no Raspberry Pi"
+    model = read_text(root / "proc/device-tree/model").strip("\0 \n") or f"{platform.machine()}, no Raspberry Pi"
     bits = 8 * struct.calcsize("P")
     text = f"{model}, Python {platform.python_version()}, {bits}-bit"
     if bits < 64:
@@ -111,12 +111,11 @@ def check_power() -> Iterator[Finding]:
     yield warn("power", ", ".join(faults), advice + too_hot)
 
 
-def free_bytes_of(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
-
-
 def check_folder(
-    folder: Path, min_free_bytes: int, user: User, free_bytes: Callable[[Path], int] = free_bytes_of
+    folder: Path,
+    min_free_bytes: int,
+    user: User,
+    free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
 ) -> Finding:
     """One of the two folders of the queue: can be written to, with space."""
     subject = folder.name + "/"
@@ -168,7 +167,7 @@ def check_start_at_boot(folder: Path, root: Path) -> Finding:
     if any(line.startswith("@reboot") for line in mine):
         return ok("at boot", "cron starts it (@reboot)")
     for unit in sorted((root / "etc/systemd/system").glob("*.service")):
-        if names_path(read(unit), launcher):
+        if names_path(read_text(unit), launcher):
             return ok("at boot", f"systemd starts it ({unit.name})")
     if mine:
         return warn("at boot", "cron starts it, but not with @reboot", advice)
@@ -180,8 +179,8 @@ def check_start_at_boot(folder: Path, root: Path) -> Finding:
 def cron_lines(root: Path) -> list[str]:
     """The lines of this user's crontab and of the system's, without comments."""
     own = re.sub(r"\$HOME\b|\$\{HOME\}|(?<!\S)~(?=/)", lambda _: str(Path.home()), output_of("crontab", "-l") or "")
-    tables = [own, read(root / "etc/crontab")]
-    tables += [read(path) for path in sorted((root / "etc/cron.d").glob("*"))]
+    tables = [own, read_text(root / "etc/crontab")]
+    tables += [read_text(path) for path in sorted((root / "etc/cron.d").glob("*"))]
     lines = (line.strip() for table in tables for line in table.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -203,10 +202,3 @@ def user_name(number: int) -> str:
         return pwd.getpwuid(number).pw_name
     except KeyError:
         return str(number)
-
-
-def read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

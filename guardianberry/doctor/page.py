@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple, TextIO
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
@@ -36,16 +37,7 @@ def _wrap(text: str, indent: str) -> list[str]:
     return textwrap.wrap(text, _LINE_WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
-def ok(subject: str, text: str) -> Finding:
-    return Finding(OK, subject, text)
-
-
-def warn(subject: str, text: str, advice: str) -> Finding:
-    return Finding(WARN, subject, text, advice)
-
-
-def fail(subject: str, text: str, advice: str) -> Finding:
-    return Finding(FAIL, subject, text, advice)
+ok, warn, fail = (partial(Finding, level) for level in (OK, WARN, FAIL))
 
 
 class Page:

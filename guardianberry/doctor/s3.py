@@ -8,7 +8,7 @@ import re
 import tempfile
 import uuid
 import zlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,8 +17,9 @@ import botocore.exceptions
 import botocore.parsers
 import botocore.session
 
-from guardianberry.doctor.machine import cron_lines, is_open_to_others, read
+from guardianberry.doctor.machine import cron_lines, is_open_to_others
 from guardianberry.doctor.page import Finding, fail, ok, warn
+from guardianberry.machine import read_text
 from guardianberry.upload.errors import (
     BAD_SET_UP,
     NO_PERMISSION,
@@ -41,15 +42,15 @@ _METHODS = {  # botocore's words for where it found them
 _ADVICE = "aws/README.md shows how keys are made and where they go."
 
 
-def check_s3(server_side_encryption: str | None, root: Path) -> Generator[Finding, None, S3 | None]:
-    """Credentials, endpoint, and whether S3 accepts the key; returns the S3 to upload to, None if that cannot work."""
+def check_s3(server_side_encryption: str | None, root: Path, buckets: Mapping[str, str]) -> Iterator[Finding]:
+    """Credentials, endpoint, and whether S3 accepts the key; then a test object goes into each of the buckets."""
     s3 = S3(server_side_encryption=server_side_encryption)
     try:
         client = s3.prepare()  # made as the daemon makes it, with the same errors
     except UploadError as error:
         subject = "endpoint" if error.cause in (PLAIN_HTTP, BAD_SET_UP) else "credentials"
         yield fail(subject, str(error), _ADVICE)
-        return None
+        return
     method = client._request_signer._credentials.method
     yield ok("credentials", f"found in {_METHODS.get(method, method)}")
     yield from check_credential_files(os.environ, root)
@@ -57,7 +58,7 @@ def check_s3(server_side_encryption: str | None, root: Path) -> Generator[Findin
     place = f"{url.scheme}://{url.hostname}" + (f":{url.port}" if url.port else "")  # a URL can hold a password
     answer = ask(client)
     yield answer._replace(text=f"{place}, {answer.text}")
-    return s3
+    yield from check_uploads(s3, buckets)
 
 
 def ask(client: Any) -> Finding:
@@ -88,7 +89,7 @@ def check_credential_files(environment: Mapping[str, str], root: Path) -> Iterat
         if path.is_file() and is_open_to_others(path):
             yield warn("credentials", f"other users of this machine can read {path}", f"Run this:\nchmod 600 {path}")
     system = root / "etc/environment"
-    if re.search(r"AWS_SECRET_ACCESS_KEY|AWS_SESSION_TOKEN", read(system)) and is_open_to_others(system):
+    if re.search(r"AWS_SECRET_ACCESS_KEY|AWS_SESSION_TOKEN", read_text(system)) and is_open_to_others(system):
         advice = "Move it to ~/.aws/credentials (chmod 600), or run this:\nsudo chmod 600 /etc/environment"
         yield warn("credentials", f"{system} holds a key that every user of this machine can read", advice)
     if missing := only_in_this_shell(environment, root):
@@ -99,7 +100,7 @@ def check_credential_files(environment: Mapping[str, str], root: Path) -> Iterat
 
 def only_in_this_shell(environment: Mapping[str, str], root: Path) -> list[str]:
     """AWS's variables that neither /etc/environment nor cron's own table sets."""
-    elsewhere = read(root / "etc/environment") + "\n" + "\n".join(cron_lines(root))
+    elsewhere = read_text(root / "etc/environment") + "\n" + "\n".join(cron_lines(root))
     return sorted(
         name
         for name in environment
