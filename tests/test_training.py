@@ -13,15 +13,16 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch; the daemon does not")
 cv2 = pytest.importorskip("cv2")
 
-from guardianberry.detection.detector import Detector  # noqa: E402 - only where torch is there
+from guardianberry.detection.detector import Detector, OpenVinoRuntime  # noqa: E402 - only where torch is there
 from guardianberry.detection.weights import Graph  # noqa: E402
-from guardianberry.detection.yolov5 import COCO_ANCHORS_PX, STRIDES_PX, build, fuse  # noqa: E402
-from tests.daemon import SHARED  # noqa: E402
+from guardianberry.detection.yolov5 import COCO_ANCHORS_PX, STRIDES_PX, Conv, build, fuse  # noqa: E402
+from tests.daemon import ROOT, SHARED  # noqa: E402
 from training import anchors, augment, batches, metrics, plot, train, trainer, validation  # noqa: E402
 from training.data import Dataset, Example, parse_labels, read_tar  # noqa: E402
-from training.export import export_trained  # noqa: E402
+from training.export import export_trained, load_trained  # noqa: E402
 from training.likeness import best_match, compare  # noqa: E402
 from training.loss import assign, by_cell, ciou, decode, detection_loss, feature_loss, forward_with_features  # noqa: E402
+from training.read_back import read_back  # noqa: E402
 from training.team import Team, lead  # noqa: E402
 
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0))
@@ -470,3 +471,21 @@ def test_raw_zeros_decode_to_the_middle_of_the_cell_and_the_anchors_size():
     cells = by_cell(raw)
     box = decode(cells.reshape(-1, 5), torch.ones(48, 2))
     assert box[0].tolist() == [0.5, 0.5, 1, 1]
+
+
+# The bundled model's trainable form
+
+
+def test_a_graph_read_back_computes_what_it_did_and_can_go_on_training(tmp_path: Path) -> None:
+    path = tmp_path / "back.pt"
+    trainer.save(path, trainer.half_weights(read_back(ROOT / "models" / "guardianberry-n.xml")))
+    assert path.stat().st_size < 4_000_000
+    model = load_trained(path)
+    frame = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
+    runtime = OpenVinoRuntime(ROOT / "models" / "guardianberry-n.xml", precision="f32", threads=1)
+    runtime.prepare(64, 96)
+    with torch.no_grad():
+        heads = model(torch.from_numpy(frame[..., ::-1].copy()).permute(0, 3, 1, 2).float() / 255)
+    for ours, graphs in zip(heads, runtime.infer(frame), strict=True):
+        assert np.abs(ours.numpy() - graphs).max() < 5e-3  # of raw values up to 13
+    assert all(isinstance(m.bn, torch.nn.BatchNorm2d) for m in model.modules() if isinstance(m, Conv))
