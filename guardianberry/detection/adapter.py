@@ -1,0 +1,84 @@
+"""A trained difference to an official checkpoint, as a file that is useless without that checkpoint.
+
+An .npz: `official_sha256` and `model_name`, and one entry a tensor of the network cut down to the person, by the
+tensor's name in the checkpoint. Convolutions hold int8 steps [out, in, height, width], with their size a filter beside
+them as NAME.step (half precision, [out]); everything else is a difference in half precision.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+STEP_SUFFIX = ".step"
+STEPS_MAX = 127
+MAX_BYTES = 2 << 20  # of the file; what it unpacks to is bounded by the network's own shapes
+
+
+class AdapterError(ValueError):
+    """The file is no adapter, or not one for this checkpoint; the message says why."""
+
+
+class Adapter(NamedTuple):
+    """What a file holds: float32 differences by tensor name, for the checkpoint with this sha256."""
+
+    official_sha256: str
+    model_name: str
+    differences: dict[str, Array]
+
+
+def write_adapter(path: Path, adapter: Adapter) -> None:
+    """Write the file; convolutions are rounded to 255 steps a filter."""
+    entries: dict[str, NDArray] = {
+        "official_sha256": np.array(adapter.official_sha256),
+        "model_name": np.array(adapter.model_name),
+    }
+    for name, difference in adapter.differences.items():
+        if difference.ndim < 2:
+            entries[name] = difference.astype(np.float16)
+            continue
+        per_filter = np.abs(difference).reshape(len(difference), -1).max(1)
+        # Half precision first: the steps are counted in what the reader will multiply with.
+        step = np.maximum(per_filter / STEPS_MAX, np.finfo(np.float16).tiny).astype(np.float16)
+        scaled = difference / step.astype(np.float32).reshape(-1, *[1] * (difference.ndim - 1))
+        entries[name] = scaled.round().clip(-STEPS_MAX, STEPS_MAX).astype(np.int8)
+        entries[name + STEP_SUFFIX] = step
+    np.savez_compressed(path, **entries)  # type: ignore[arg-type]
+
+
+def read_adapter(path: Path) -> Adapter:
+    """The file's content; raises AdapterError. No code in the file is run."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise AdapterError(f"{path.name} is larger than {MAX_BYTES} bytes")
+        with np.load(path, allow_pickle=False) as file:
+            entries = {name: file[name] for name in file.files}
+        official_sha256, model_name = str(entries.pop("official_sha256")), str(entries.pop("model_name"))
+        steps = {name: entries.pop(name) for name in list(entries) if name.endswith(STEP_SUFFIX)}
+        differences = {}
+        for name, entry in entries.items():
+            difference = entry.astype(np.float32)
+            if entry.dtype == np.int8:
+                difference *= steps[name + STEP_SUFFIX].astype(np.float32).reshape(-1, *[1] * (entry.ndim - 1))
+            differences[name] = difference
+    except AdapterError:
+        raise
+    except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile) as error:
+        raise AdapterError(f"{path.name} is no adapter: {error}") from error
+    return Adapter(official_sha256, model_name, differences)
+
+
+def add_differences(tensors: Mapping[str, Array], adapter: Adapter) -> dict[str, Array]:
+    """The official tensors, by name, with the differences added; AdapterError where one does not fit."""
+    changed = dict(tensors)
+    for name, difference in adapter.differences.items():
+        if name not in tensors or tensors[name].shape != difference.shape or not np.isfinite(difference).all():
+            raise AdapterError(f"{adapter.model_name} does not fit this network at {name}")
+        changed[name] = tensors[name] + difference
+    return changed

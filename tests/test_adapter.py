@@ -1,0 +1,233 @@
+"""The night adapter: its file, the night that is made of day pictures, and what one training step does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from guardianberry.detection.adapter import Adapter, AdapterError, add_differences, read_adapter, write_adapter
+
+torch = pytest.importorskip("torch", reason="training needs torch; the daemon does not")
+cv2 = pytest.importorskip("cv2")
+
+from bench.night import FALSE_RATE, Still, darkest_night, group_weights, measure  # noqa: E402 - imports cv2
+from guardianberry.detection.openvino_model import file_sha256  # noqa: E402 - only where torch is there
+from guardianberry.detection.yolov5 import keep_person_only, load_checkpoint  # noqa: E402
+from tests import networks  # noqa: E402
+from training import adapt, adapter  # noqa: E402
+from training.adapt_data import Kind, View  # noqa: E402
+from training.loss import by_cell  # noqa: E402
+from training.night import PAD_LEVEL, at_night  # noqa: E402
+from training.trainer import half_weights, save  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Two threads that wait for each other after every small operation take minutes on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network with random weights in the form of an official checkpoint."""
+    path = tmp_path_factory.mktemp("official") / "tiny.pt"
+    networks.save_official(networks.network(), path)
+    return path
+
+
+def gradient(height: int = 64, width: int = 96) -> np.ndarray:
+    """A bright colourful picture without any pixel of the padding's grey."""
+    rows = np.linspace(140, 250, height)[:, None, None]
+    return np.broadcast_to(rows * np.array((0.9, 1.0, 0.8)), (height, width, 3)).astype(np.uint8)
+
+
+# The file
+
+
+def test_a_file_gives_back_each_difference_to_half_a_step_of_its_filter(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(0, 0.01, (4, 3, 3, 3)).astype(np.float32)
+    weight[1] *= 100  # a large filter does not make the steps of the others coarse
+    weight[2] = 0
+    bias = np.array((0.5, -0.25), np.float32)
+    write_adapter(tmp_path / "a.npz", Adapter("00ff", "tiny.pt+night", {"conv.weight": weight, "bn.bias": bias}))
+    found = read_adapter(tmp_path / "a.npz")
+    assert (found.official_sha256, found.model_name) == ("00ff", "tiny.pt+night")
+    assert found.differences["bn.bias"] == pytest.approx(bias)
+    for ours, theirs in zip(weight, found.differences["conv.weight"], strict=True):
+        assert np.abs(ours - theirs).max() <= np.abs(ours).max() / 127 * 0.51
+
+
+def test_differences_are_added_to_the_tensors_they_name_and_to_no_other() -> None:
+    tensors = {"a": np.ones(2, np.float32), "b": np.ones(3, np.float32)}
+    changed = add_differences(tensors, Adapter("", "x", {"a": np.array((0.5, -1), np.float32)}))
+    assert changed["a"].tolist() == [1.5, 0.0]
+    assert changed["b"].tolist() == [1, 1, 1]
+    assert tensors["a"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "differences", [{"c": np.zeros(2)}, {"a": np.zeros(3)}, {"a": np.array((np.inf, 0))}], ids=["name", "shape", "inf"]
+)
+def test_a_difference_that_does_not_fit_is_refused(differences: dict[str, np.ndarray]) -> None:
+    with pytest.raises(AdapterError, match=r"x does not fit this network at [ac]"):
+        add_differences({"a": np.ones(2, np.float32)}, Adapter("", "x", differences))
+
+
+def test_a_file_that_is_no_adapter_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    for content in (b"", b"not a zip", b"PK\x03\x04 cut"):
+        path.write_bytes(content)
+        with pytest.raises(AdapterError, match=r"a.npz is no adapter"):
+            read_adapter(path)
+    np.savez(path, official_sha256=np.array("0"), model_name=np.array("x"), pickled=np.array([{}], dtype=object))
+    with pytest.raises(AdapterError, match=r"a.npz is no adapter: .*allow_pickle"):
+        read_adapter(path)
+    path.write_bytes(bytes((2 << 20) + 1))
+    with pytest.raises(AdapterError, match=r"larger than"):
+        read_adapter(path)
+
+
+def test_the_mean_of_two_runs_goes_into_the_file_and_comes_out_applied(official: Path, tmp_path: Path) -> None:
+    before = keep_person_only(load_checkpoint(official))
+    runs = []
+    for number, change in enumerate((0.1, 0.3)):
+        model = keep_person_only(load_checkpoint(official))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += change
+        runs.append(tmp_path / f"{number}.pt")
+        save(runs[-1], half_weights(model))
+    made = adapter.make_adapter(official, runs, share=0.5, bias=0.25)
+    assert made.official_sha256 == file_sha256(official)
+    assert made.model_name == "tiny.pt+night"
+    write_adapter(tmp_path / "a.npz", made)
+    after = adapter.adapted(official, read_adapter(tmp_path / "a.npz"))
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        change = (new - old).detach()
+        if name.startswith("model.24") and name.endswith("bias"):  # half of 0.2, and 0.25 on objectness
+            assert change.view(3, 6)[0] == pytest.approx(np.array((0.1, 0.1, 0.1, 0.1, 0.35, 0.1)), abs=2e-3)
+        else:
+            assert change.numpy() == pytest.approx(0.1, abs=2e-3), name
+
+
+# The night
+
+
+def test_night_is_reproducible_dimmer_and_leaves_the_padding() -> None:
+    day = gradient()
+    day[:, :20] = PAD_LEVEL
+    boxes = np.array(((40, 10, 60, 60),), np.float32)
+    nights = [at_night(day, boxes, np.random.default_rng(seed)) for seed in range(40)]
+    assert {(night.shape, night.dtype) for night in nights} == {(day.shape, day.dtype)}
+    assert all((night[:, :20] == PAD_LEVEL).all() for night in nights)
+    assert np.mean([night[:, 20:].mean() for night in nights]) < day[:, 20:].mean() / 2
+    grey = [(night[..., 0] == night[..., 1]).all() and (night[..., 0] == night[..., 2]).all() for night in nights]
+    assert 0.5 < np.mean(grey) < 0.9  # infrared or dim grey; the others keep colour
+    assert (at_night(day, boxes, np.random.default_rng(7)) == nights[7]).all()
+    assert (day[:, 20:] == gradient()[:, 20:]).all()  # the picture that the teacher sees is untouched
+
+
+def test_night_takes_pictures_without_people_or_of_one_colour() -> None:
+    nobody = np.zeros((0, 4), np.float32)
+    for seed in range(40):
+        at_night(np.zeros((32, 32, 3), np.uint8), nobody, np.random.default_rng(seed))
+        at_night(np.full((32, 32, 3), 255, np.uint8), nobody, np.random.default_rng(seed))
+
+
+# A step
+
+
+def cells(objectness: float, person: float) -> torch.Tensor:
+    values = torch.zeros(1, 3, 2, 2, 6)
+    values[..., 4], values[..., 5] = objectness, person
+    return values.requires_grad_()
+
+
+def test_score_loss_is_zero_at_the_target_and_pulls_towards_it() -> None:
+    values = cells(1.0, 0.5)
+    score = values[..., 4].sigmoid() * values[..., 5].sigmoid()
+    assert adapt.score_loss(values, score.detach()).item() == pytest.approx(0, abs=1e-6)
+    for target, sign in ((0.0, 1), (1.0, -1)):
+        gradients = torch.autograd.grad(adapt.score_loss(values, torch.full_like(score, target)), values)[0]
+        assert (gradients[..., 4:].sign() == sign).all()
+        assert (gradients[..., :4] == 0).all()
+    for extreme in (50.0, -50.0):
+        assert torch.isfinite(adapt.score_loss(cells(extreme, extreme), torch.full_like(score, 0.5)))
+
+
+def batch(official: Path, kind: Kind) -> adapt.Batch:
+    picture = gradient(64, 64)
+    boxes = np.array(((8, 8, 40, 60),), np.float32) if not kind.nobody else np.zeros((0, 4), np.float32)
+    return adapt.as_batch([View(picture, picture // 8, boxes, kind)] * 2, all_labels=False)
+
+
+def scores_after(official: Path, kind: Kind, steps: int) -> tuple[float, float]:
+    """The highest score on the batch's night picture before and after some steps."""
+    adaptation = adapt.Adaptation(official, minutes=10, rate=3e-3)
+    for head in adaptation.model.detect.m:
+        torch.nn.init.constant_(head.bias, 0.0)
+    views = batch(official, kind)
+
+    def best() -> float:
+        with torch.no_grad():
+            heads = adaptation.model(views.night.float() / 255)
+        return max(float((by_cell(h)[..., 4].sigmoid() * by_cell(h)[..., 5].sigmoid()).max()) for h in heads)
+
+    before = best()
+    statistics = {n: b.clone() for n, b in adaptation.model.named_buffers()}
+    for _ in range(steps):
+        adaptation.batches_done = 1000  # past the warm-up
+        adaptation.step(views)
+    assert all((b == statistics[n]).all() for n, b in adaptation.model.named_buffers())  # batch norm keeps its own
+    return before, best()
+
+
+def test_a_step_lowers_the_score_where_nobody_is_whatever_the_teacher_says(official: Path) -> None:
+    before, after = scores_after(official, Kind.NIGHT_NOBODY, 5)
+    assert after < before / 1.5
+
+
+def test_labels_count_on_real_nights_and_not_on_made_ones(official: Path) -> None:
+    heads = [torch.zeros(2, 18, 8 // s, 8 // s) for s in (1, 2, 4)]
+    silent = [h.clone() for h in heads]
+    for h in silent:
+        h[:, 4::6] = -20.0  # the teacher sees nobody
+    anchors = load_checkpoint(official).detect.anchors
+    pulls = {}
+    for kind in (Kind.REAL_PEOPLE, Kind.NIGHT_PEOPLE):
+        ours = [h.clone().requires_grad_() for h in heads]
+        score, _ = adapt.losses(ours, silent, batch(official, kind), anchors)
+        score.backward()
+        pulls[kind] = min(float(h.grad[:, 4::6].min()) for h in ours)
+    assert pulls[Kind.REAL_PEOPLE] < pulls[Kind.NIGHT_PEOPLE]
+    assert pulls[Kind.NIGHT_PEOPLE] > 0  # every score is drawn down, to the teacher's
+
+
+# The bench
+
+
+def test_measure_compares_at_equal_false_rates_and_counts_groups_once() -> None:
+    stills = [Still(np.zeros((1, 1, 3), np.uint8), i < 4, f"g{0 if i < 3 else i}") for i in range(104)]
+    scores = np.concatenate(([0.9, 0.9, 0.9, 0.1], np.linspace(0, 0.5, 100)))
+    result = measure(scores, stills)
+    assert result.recall_at_false_rate == 0.75
+    assert result.group_recall_at_false_rate == 0.5
+    threshold = np.sort(scores[4:])[::-1][int(FALSE_RATE * 100)]
+    assert (scores[4:] > threshold).mean() <= FALSE_RATE
+    assert result.auc == pytest.approx((3 + 0.2) / 4)
+    assert result.group_auc == pytest.approx((1 + 0.2) / 2)
+    assert group_weights(["a", "a", "b"]).tolist() == [0.25, 0.25, 0.5]
+
+
+def test_the_darkest_night_is_grey_dim_and_the_same_for_the_same_seed() -> None:
+    still = Still(gradient(), True, "g")
+    dark = darkest_night(still, 3).bgr
+    assert dark.mean() < 30
+    assert (dark[..., 0] == dark[..., 2]).all()
+    assert (dark == darkest_night(still, 3).bgr).all()

@@ -1,0 +1,77 @@
+"""Makes the adapter file of trained weights, and applies it.
+
+    python -m training.adapter --official yolov5n.pt --average RUN/last.pt [RUN/last.pt ...] --out yolov5n-night.npz
+
+Several runs from the same official weights are averaged: their mean is as good as the best of them or better
+(arXiv 2203.05482). `--share` goes only a part of the way from the official weights (arXiv 2109.01903).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guardianberry.detection.adapter import Adapter, add_differences, read_adapter, write_adapter
+from guardianberry.detection.convert import export
+from guardianberry.detection.openvino_model import file_sha256
+from guardianberry.detection.yolov5 import Model, keep_person_only, load_checkpoint
+
+
+def learnt(model: Model) -> dict[str, Tensor]:
+    """The tensors that training changes: everything but statistics, counters and anchors."""
+    return {name: p.detach().float() for name, p in model.named_parameters()}
+
+
+def make_adapter(
+    official: Path, runs: list[Path], *, share: float = 1.0, bias: float = 0.0, model_name: str = ""
+) -> Adapter:
+    """`share` of the mean difference of some runs' weights to the official ones.
+
+    `bias` is added to the raw objectness of every anchor: it moves all scores, and so sets what CONF_THRES means.
+    """
+    before = learnt(keep_person_only(load_checkpoint(official)))
+    weights = [torch.load(run, map_location="cpu", weights_only=True) for run in runs]
+    differences = {}
+    for name, tensor in before.items():
+        mean = torch.stack([w[name].float() for w in weights]).mean(0)
+        differences[name] = ((mean - tensor) * share).numpy()
+    for level in range(3):
+        differences[f"model.24.m.{level}.bias"][4::6] += np.float32(bias)
+    return Adapter(file_sha256(official), model_name or f"{official.name}+night", differences)
+
+
+def adapted(official: Path, adapter: Adapter) -> Model:
+    """The official network, cut down to the person, with an adapter for it."""
+    model = keep_person_only(load_checkpoint(official))
+    tensors = {name: tensor.numpy() for name, tensor in learnt(model).items()}
+    state = {name: torch.from_numpy(array) for name, array in add_differences(tensors, adapter).items()}
+    model.load_state_dict(state, strict=False)
+    return model.eval()
+
+
+def export_adapted(official: Path, adapter_path: Path, out: Path) -> str:
+    """Writes the graph and returns the model's name."""
+    adapter = read_adapter(adapter_path)
+    sha256 = file_sha256(official, adapter_path)
+    export(adapted(official, adapter), out, model_name=adapter.model_name, source_sha256=sha256)
+    return adapter.model_name
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.adapter", description="Makes the night adapter's file.")
+    add = parser.add_argument
+    add("--official", type=Path, required=True)
+    add("--average", type=Path, nargs="+", required=True, help="last.pt of one run or more")
+    add("--share", type=float, default=1.0, help="of the way from the official weights to the trained ones")
+    add("--bias", type=float, default=0.0, help="added to raw objectness, so that CONF_THRES keeps its meaning")
+    add("--out", type=Path, default=Path("models/yolov5n-night.npz"))
+    args = parser.parse_args(arguments)
+    write_adapter(args.out, make_adapter(args.official, args.average, share=args.share, bias=args.bias))
+
+
+if __name__ == "__main__":
+    main()
