@@ -209,6 +209,19 @@ def test_a_silence_stands_between_the_events_around_it(browser: Chromium, tmp_pa
     assert len(order) == 4
 
 
+def test_cards_are_made_when_they_come_near_the_window(browser: Chromium, tmp_path: Path) -> None:
+    events = [event(number) for number in range(400)]
+    fresh(browser, write_page(tmp_path, events, [], now_s=START_S, pre_roll_s=3))
+    assert 60 <= len(times(browser)) < 200
+    browser.run("window.scrollTo(0, document.documentElement.scrollHeight)")
+    browser.wait_for("document.querySelector('[data-place=\"399\"]') !== null")
+    assert len(times(browser)) < 300
+    browser.run("open_event(200)")
+    browser.press("ArrowRight")
+    browser.press("Escape")
+    browser.wait_for("document.querySelector('[data-place=\"201\"]')?.getBoundingClientRect().bottom <= innerHeight")
+
+
 def test_an_object_with_script_in_every_field_runs_nothing(browser: Chromium, tmp_path: Path, clip: Film) -> None:
     store = ListStore()
     for number, script in enumerate(SCRIPTS):

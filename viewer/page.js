@@ -41,7 +41,7 @@ function local(seconds, offset_min) {
   const shifted = new Date((seconds + offset * 60) * 1000);
   return {
     date: shifted.toISOString().slice(0, 10),
-    day: dayFormat.format(shifted),
+    get day() { return dayFormat.format(shifted); },
     hour: shifted.getUTCHours(),
     time: [shifted.getUTCHours(), shifted.getUTCMinutes(), shifted.getUTCSeconds()].map(pad).join(":"),
   };
@@ -132,10 +132,34 @@ function chosen() {
   });
 }
 
+// Thousands of cards would take a browser seconds, so an hour gets its cards when it comes near the window.
+const FILLED_AT_ONCE = 60;
+const near = new IntersectionObserver((entries) => {
+  for (const entry of entries) if (entry.isIntersecting) fill_hour(entry.target);
+}, { rootMargin: "100% 0px" });
+let hours = new Map(); // section -> its items, while it has no cards
+let section_of = []; // by place
+
+function fill_hour(section) {
+  let cards = null;
+  for (const [item, place] of hours.get(section) ?? []) {
+    if (item.is_gap) {
+      section.append(gap_line(item));
+      cards = null;
+    } else {
+      if (!cards) section.append((cards = element("div", "cards")));
+      cards.append(card(item, place));
+    }
+  }
+  near.unobserve(section);
+  hours.delete(section);
+  section.classList.remove("empty");
+}
+
 function block(title, items) {
   if (!items.length) return [];
   const made = title ? [element("h2", "block", title)] : [];
-  let day = "", hour = -1, cards = null;
+  let day = "", hour = -1, section = null;
   for (const item of items) {
     if (item.at.date !== day) {
       day = item.at.date;
@@ -144,19 +168,14 @@ function block(title, items) {
     }
     if (item.at.hour !== hour) {
       hour = item.at.hour;
-      cards = null;
-      const section = element("section", "hour");
+      section = element("section", "hour empty");
       section.append(element("h3", "", `${pad(hour)}:00`));
       made.push(section);
+      hours.set(section, []);
     }
-    const section = made[made.length - 1];
-    if (item.is_gap) {
-      section.append(gap_line(item));
-      cards = null;
-    } else {
-      if (!cards) section.append((cards = element("div", "cards")));
-      cards.append(card(item, shown.push(item) - 1));
-    }
+    const place = item.is_gap ? -1 : shown.push(item) - 1;
+    hours.get(section).push([item, place]);
+    if (place >= 0) section_of[place] = section;
   }
   return made;
 }
@@ -164,11 +183,20 @@ function block(title, items) {
 function render() {
   const items = chosen(), fresh = items.filter((item) => !seen.has(item.id));
   const events = items.filter((item) => !item.is_gap).length, news = fresh.filter((item) => !item.is_gap).length;
+  near.disconnect();
+  hours = new Map();
   shown = [];
+  section_of = [];
   byId("list").replaceChildren(
     ...block(`Not yet seen (${fresh.length})`, fresh),
     ...block(fresh.length ? "Seen" : "", items.filter((item) => seen.has(item.id))),
   );
+  let filled = 0;
+  for (const [section, its] of [...hours]) {
+    if (filled < FILLED_AT_ONCE) fill_hour(section);
+    else near.observe(section);
+    filled += its.length;
+  }
   const written = local(data.written);
   byId("summary").textContent =
     `${events} events, ${news} not yet seen · fetched ${written.date} ${written.time}` +
@@ -282,7 +310,8 @@ byId("older").addEventListener("click", () => open_event(current + 1));
 byId("close").addEventListener("click", () => player.close());
 player.addEventListener("close", () => {
   stop();
-  document.querySelector(`[data-place="${current}"]`)?.scrollIntoView({ block: "nearest" });
+  fill_hour(section_of[current]);
+  document.querySelector(`[data-place="${current}"]`).scrollIntoView({ block: "nearest" });
 });
 document.addEventListener("keydown", (key) => {
   const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[key.key];
