@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -22,7 +23,7 @@ from guardianberry.camera import command as camera_command
 from guardianberry.camera import process as camera_process
 from guardianberry.camera import supervisor as camera_module
 from guardianberry.camera.command import Settings, command_line, find_program
-from guardianberry.camera.others import running_cameras
+from guardianberry.camera.others import running_cameras, uid_of_other_end
 from guardianberry.camera.process import CameraError, CameraProcess, fault_of_exit
 from guardianberry.camera.supervisor import Camera, fault_of_stream
 from tests.h264 import units
@@ -56,6 +57,10 @@ PRELUDE = """
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE): signal.signal(number, signal.SIG_IGN)
     def hang():
         while True: time.sleep(1)
+    def become(uid): os.setgroups([]); os.setgid(uid); os.setuid(uid)
+    def accept():
+        listener = socket.create_server(("127.0.0.1", int(sys.argv[-1].rpartition(":")[2])))
+        return listener.accept()[0]
 """
 FOREVER = "while True: play()"
 
@@ -106,6 +111,22 @@ class Bench:
             assert time.monotonic() < give_up_s, what
             self.camera.check_and_launch_libcamera()
             self.camera.newest_frame(timeout_s=0.02)
+
+    def until_gone_to_another_user(self, processes: list[subprocess.Popen]) -> None:
+        give_up_s = time.monotonic() + WAIT_S
+        while any(psutil.Process(process.pid).uids().real == 0 for process in processes):
+            assert time.monotonic() < give_up_s
+            time.sleep(0.01)
+
+    def until_somebody_listens(self, port: int) -> None:
+        give_up_s = time.monotonic() + WAIT_S
+        while not any(
+            f":{port:04X} " in line and " 0A " in line
+            for table in ("tcp", "tcp6")
+            for line in Path("/proc/net", table).read_text().splitlines()
+        ):
+            assert time.monotonic() < give_up_s
+            time.sleep(0.01)
 
     def until_pictures(self) -> None:
         self.until(lambda: self.camera.newest_frame(timeout_s=0.1), "no picture")
@@ -533,8 +554,7 @@ def test_no_camera_is_orphaned_by_a_kill_of_the_daemon(bench, camera_is) -> None
 
 
 LISTENING = """
-    listener = socket.create_server(("127.0.0.1", int(sys.argv[-1].rpartition(":")[2])))
-    client, _ = listener.accept()
+    client = accept()
     while True: play(to=client.fileno())
 """
 
@@ -585,6 +605,56 @@ def test_a_stream_on_another_port_or_not_to_be_reached_is_named_and_waited_for(b
     bench.use(wait_for_other_users=True, stream_url=f"tcp://127.0.0.1:{port}")
     bench.until(lambda: bench.camera.state == "waiting", "not noticed")
     assert f"rpicam-vid (pid {other.pid}) should stream to tcp://127.0.0.1:{port}" in bench.camera.reason
+
+
+ANOTHER_USER = 65534
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can start processes of another user")
+
+
+@as_root
+def test_a_program_of_another_user_that_has_the_cameras_name_is_not_waited_for(bench, caplog) -> None:
+    bench.program(f"become({ANOTHER_USER}); hang()", name="libcamera-vid")
+    bench.program(FOREVER)
+    others = [bench.by_hand("-t", "0", name="libcamera-vid") for _ in range(3)]
+    bench.until_gone_to_another_user(others)
+    bench.use(wait_for_other_users=True)
+    bench.until_pictures()
+    assert warnings(caplog) == []
+
+
+@as_root
+@pytest.mark.parametrize("listener", ["127.0.0.1", "0.0.0.0", "::", "that accepts nobody"])
+def test_a_stream_of_another_user_is_not_read_and_the_log_names_him(bench, caplog, listener) -> None:
+    port = free_port()
+    accept = {"::": f'socket.create_server(("::", {port}), family=socket.AF_INET6, dualstack_ipv6=True).accept()[0]'}
+    accept["that accepts nobody"] = f'socket.create_server(("127.0.0.1", {port})); hang()'
+    serve = accept.get(listener, f'socket.create_server(("{listener}", {port})).accept()[0]')
+    send = "while True: [client.sendall(picture) for picture in film]"
+    bench.program(f"film = [*pictures()]; become({ANOTHER_USER}); client = {serve}\n{send}", name="film")
+    bench.program("hang()")
+    film = bench.by_hand(name="film")
+    bench.until_gone_to_another_user([film])
+    bench.until_somebody_listens(port)
+    bench.by_hand("--listen", "-o", f"tcp://127.0.0.1:{port}")
+    bench.use(wait_for_other_users=True, stream_url=f"tcp://127.0.0.1:{port}")
+    bench.until(lambda: bench.camera.state == "waiting", "not noticed")
+    for _ in range(5):
+        bench.camera.check_and_launch_libcamera()
+        assert bench.camera.stream is None
+    because = "nobody has accepted" if "nobody" in listener else f"it belongs to user id {ANOTHER_USER}"
+    assert because in warnings(caplog)[0]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::"])
+def test_a_stream_of_our_own_user_is_known_by_the_kernels_table(address) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family, dualstack_ipv6=":" in address) as server:
+        port = server.getsockname()[1]
+        for host in ("127.0.0.1", "::1") if ":" in address else ("127.0.0.1",):
+            with socket.create_connection((host, port), WAIT_S) as connection:
+                assert uid_of_other_end(connection, 0.05) is None, "accepted by nobody yet"
+                with server.accept()[0]:
+                    assert uid_of_other_end(connection, 0) == os.getuid()
 
 
 def test_camera_programs_are_told_from_programs_that_only_mention_one(bench) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from guardianberry.camera.command import Settings, ask_for_help, command_line, find_program
 from guardianberry.camera.decoder import Frame
-from guardianberry.camera.others import RunningCamera, running_cameras
+from guardianberry.camera.others import RunningCamera, is_trusted, running_cameras, uid_of_other_end
 from guardianberry.camera.process import CameraError, CameraProcess, Fault, fault_of_exit
 from guardianberry.camera.ring import Tap
 from guardianberry.camera.stream import Stream
@@ -185,6 +185,12 @@ class Camera:
             connection = socket.create_connection((self._host, self._port), CONNECT_TIMEOUT_S)
         except OSError as error:
             raise CameraError("connect", f"{other} should stream to {where}, which cannot be read: {error}") from error
+        uid = uid_of_other_end(connection, CONNECT_TIMEOUT_S)
+        if uid is None or not is_trusted(uid):
+            connection.close()
+            owner = "nobody has accepted the connection" if uid is None else f"it belongs to user id {uid}"
+            text = f"{where} is not read, because {owner}; only a stream of this user or of root is"
+            raise CameraError("foreign stream", text)
         self._source = f"{other} on {where}"
         return connection.detach()
 
