@@ -202,10 +202,14 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
 
         # Detect: where something moves, in every frame while a person is seen, else every INFERENCE_AT_LEAST_EVERY_S
         attentive = recorder.recording or recorder.suspects
-        if not gate.needs_inference(frame.luma(), frame.arrival_s, attentive=attentive):
-            log.debug("frame %d: nothing moves", frame.number)
+        try:
+            if not gate.needs_inference(frame.luma(), frame.arrival_s, attentive=attentive):
+                log.debug("frame %d: nothing moves", frame.number)
+                continue
+            people = detector.find_people(frame.bgr)
+        except Exception as error:  # noqa: BLE001  whatever a stream holds must not end the daemon; `reject` logs it
+            camera.reject(error)
             continue
-        people = detector.find_people(frame.bgr)
         scores = [person.confidence for person in people]
         inference = Inference(frame.arrival_s, scores, detector.last_ms, frame, people)
         log.debug("frame %d: %d person(s), %.0f ms", frame.number, len(people), detector.last_ms)

@@ -20,13 +20,14 @@ import psutil
 import pytest
 
 from guardianberry.camera import command as camera_command
+from guardianberry.camera import decoder as camera_decoder
 from guardianberry.camera import process as camera_process
 from guardianberry.camera import supervisor as camera_module
 from guardianberry.camera.command import Settings, command_line, find_program
 from guardianberry.camera.others import running_cameras, uid_of_other_end
 from guardianberry.camera.process import CameraError, CameraProcess, fault_of_exit
 from guardianberry.camera.supervisor import Camera, fault_of_stream
-from tests.h264 import units
+from tests.h264 import hostile_video, units
 from tests.s3_server import free_port
 
 WAIT_S = 30  # for what must happen; only a failing test waits so long
@@ -76,7 +77,8 @@ class Bench:
         self.record("video", units(40, width=160, height=96))
 
     def record(self, name: str, video) -> None:
-        data = b"".join(len(unit.data).to_bytes(4, "little") + unit.data for unit in video)
+        pictures = [unit if isinstance(unit, bytes) else unit.data for unit in video]
+        data = b"".join(len(picture).to_bytes(4, "little") + picture for picture in pictures)
         (self.folder / name).write_bytes(data)
 
     def program(self, body: str, name: str = "rpicam-vid") -> Path:
@@ -267,6 +269,9 @@ CAUSES = {
     "never a byte": ("deaf(); hang()", "stalled: no byte for"),
     "garbage": ("while True: os.write(1, b'\\xa5' * 1000); time.sleep(0.01)", "no picture in the data of"),
     "half a picture": ("play(15); os.write(1, next(pictures())[:300]); hang()", "stalled: no byte for"),
+    "huge frames": ("play(name='huge', count=3); hang()", "its pictures have 16000x16000 pixels"),
+    "thin frames": ("play(name='thin', count=3); hang()", "its pictures have 16000x2 pixels"),
+    "B-frames": ("play(name='b-frames', count=9); hang()", "has B-frames: start it with --low-latency"),
     "closes its output": ("deaf(); play(15); os.close(1); hang()", "closed its output without ending"),
 }
 
@@ -281,6 +286,9 @@ def test_video_comes_back_and_the_log_names_the_cause_once(bench, caplog, monkey
     body, expected = CAUSES[cause]
     bench.program(f"if LAUNCH > 2: play(10 ** 6); hang()\n{body}")
     bench.record("video", units(40, width=160, height=96) * 20)
+    bench.record("b-frames", units(20, width=160, height=96, b_frames=2))
+    bench.record("huge", hostile_video(16000, 16000))
+    bench.record("thin", hostile_video(16000, 16, shown=(16000, 2)))
     bench.use()
     numbers = []
     bench.until(lambda: len(bench.launches) > 2, "not launched again")
@@ -489,6 +497,31 @@ def _group_of(pid: int) -> int:
         return os.getpgid(pid)
     except ProcessLookupError:
         return -1
+
+
+def test_a_camera_whose_frames_cannot_be_used_is_replaced_and_said_once(bench, caplog) -> None:
+    bench.program(FOREVER)
+    bench.use()
+    for launches in (1, 2, 3):
+        bench.until_pictures()
+        assert len(bench.launches) == launches
+        bench.camera.reject(RuntimeError("no room for a picture"))
+        assert bench.camera.stream is None
+        assert not is_running(bench.launches[-1][0])
+        bench.camera.reject(RuntimeError("again, without a stream"))
+    (warning,) = warnings(caplog)
+    assert "cannot be used (RuntimeError: no room for a picture)" in warning
+
+
+def test_a_camera_whose_frames_take_too_long_to_decode_is_replaced(bench, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(camera_decoder, "MAX_DECODE_S", 0.2)
+    bench.record("empty", hostile_video(4096, 2304, 300))
+    bench.program("if LAUNCH == 1: play(count=300, name='empty', pause_s=0); hang()\n" + FOREVER)
+    bench.use()
+    bench.until(lambda: bench.camera.stream and bench.camera.stream.received_bytes > 3000, "nothing read")
+    bench.until(lambda: len(bench.launches) == 2, "not replaced")
+    bench.until_pictures()
+    assert "cannot be used (UnusableStreamError: decoding" in warnings(caplog)[0]
 
 
 def test_waiting_for_a_picture_ends_when_asked_to_stop(bench) -> None:

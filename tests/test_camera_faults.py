@@ -65,7 +65,7 @@ def write_video(path: Path) -> Path:
 class Guard:
     """The daemon, and a camera that can be broken while it runs."""
 
-    def __init__(self, folder: Path, models: Path, **settings) -> None:
+    def __init__(self, folder: Path, models: Path, *, start: bool = True, **settings) -> None:
         self.folder = folder
         self.control = folder / "control"
         self.program = folder / "bin" / "rpicam-vid"
@@ -79,7 +79,9 @@ class Guard:
             "STAND_IN_LOG": str(folder / "camera.jsonl"),
             "STAND_IN_CONTROL": str(self.control),
         }
-        self.daemon = Daemon(folder, models, env=env, **EVENTS, **settings).start()
+        self.daemon = Daemon(folder, models, env=env, **EVENTS, **settings)
+        if start:
+            self.daemon.start()
         self._log_start = 0
 
     @property
@@ -231,6 +233,21 @@ def test_a_camera_program_that_is_installed_later_is_found(guard: Guard) -> None
     elsewhere.rename(guard.program)
     hold_to_the_promise(guard, event_id, broken_s=broken_s, back_s=time.monotonic())
     assert len(guard.warnings()) == 2
+
+
+@pytest.mark.slow
+def test_video_that_breaks_the_detector_costs_a_camera_restart_and_not_the_daemon(tmp_path: Path, models: Path) -> None:
+    guard = Guard(tmp_path, models, start=False)
+    text = guard.daemon.script.read_text(encoding="utf-8")
+    inference = "            people = detector.find_people(frame.bgr)\n"
+    assert inference in text
+    breaks = "            if frame.number > 5 and camera.launches == 1:\n                1 / 0\n"
+    guard.daemon.script.write_text(text.replace(inference, breaks + inference), encoding="utf-8")
+    with guard.daemon:
+        guard.until_logged(r"WARNING camera: the video of rpicam-vid \(pid \d+\) cannot be used \(ZeroDivisionError")
+        guard.until_logged("camera is back: video from .*, relaunch 1")
+        guard.until_recording()
+    assert len(guard.warnings()) == 0, "said once, before the event"
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ def test_key_units_get_the_parameter_sets_that_a_camera_without_inline_sends_onc
         if unit.is_key:
             assert b"\x00\x00\x01\x67" in unit.data
             assert b"\x00\x00\x01\x68" in unit.data
-            assert h264.picture_size(unit.data) == (160, 96)
+            assert h264.picture_sizes(unit.data) == ((160, 96), (160, 96))
 
 
 def test_another_picture_size_in_mid_stream_ends_it_and_the_units_before_are_kept(units) -> None:

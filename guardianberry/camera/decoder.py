@@ -1,6 +1,7 @@
-"""From access units to frames: decodes what the main loop asks for, in its thread. No clock here."""
+"""From access units to frames: decodes what the main loop asks for, in its thread."""
 
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,15 @@ log = logging.getLogger(__name__)
 MAX_WRONG_GUESSES = 3
 # Decoding errors less than this apart are logged as one.
 SPELL_S = 10.0
+# The frames of one call are a few seconds of video at most, and a Pi decodes faster than it records. Whatever takes
+# longer (thousands of huge empty frames) was made to stop the main loop.
+MAX_DECODE_S = 5.0
 
 _PLANAR_YUV = {"yuv420p", "yuvj420p"}
+
+
+class UnusableStreamError(Exception):
+    """The camera's video cannot be used, and more of it would not help."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,14 +105,20 @@ class Decoder:
         return way[::-1] if way[-1].is_key or continues else []
 
     def decode(self, way: Sequence[AccessUnit], after_number: int) -> Frame | None:
-        """The newest frame of a way that `plan` gave; None if it is damaged or no newer than after_number."""
+        """The newest frame of a way that `plan` gave; None if it is damaged or no newer than after_number.
+
+        Raises UnusableStreamError where decoding takes longer than MAX_DECODE_S.
+        """
         newest: Frame | None = None
+        give_up_s = time.monotonic() + MAX_DECODE_S
         self._fed_number = way[-1].number
         self._guess = None
         if self._needs_key:
             self._context = new_context()
             self._needs_key = False
-        for unit in way:
+        for count, unit in enumerate(way):
+            if time.monotonic() > give_up_s:
+                raise UnusableStreamError(f"decoding {count} of {len(way)} frames took {MAX_DECODE_S:.0f} s")
             try:
                 newest = self._decode_one(unit) or newest
             except av.error.FFmpegError as error:

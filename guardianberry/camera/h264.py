@@ -12,8 +12,13 @@ log = logging.getLogger(__name__)
 # An access unit larger than this is not video (a 1080p key frame is below 1 MiB): the parser starts again.
 MAX_UNIT_BYTES = 4 * 2**20
 
+# Beyond these bounds the stream is garbage: a frame of 16000 x 16000 took 3.5 GB, one of 16000 x 2 broke the detector.
+MIN_SIDE_PX, MAX_SIDE_PX = 64, 4096
+MAX_PICTURE_PX = 4096 * 2304  # as H.264's level 5.2 allows; the decoder may keep 17 of them
+
 _START_CODE = b"\x00\x00\x01"
 _SLICE, _KEY_SLICE, _SPS, _PPS = 1, 5, 7, 8  # NAL unit types
+_B_SLICES = {1, 6}  # slice types
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,8 @@ class Splitter:
     The parser finds the end of a unit only when the next one begins, so it always holds back the newest one. `guess()`
     returns that one, for the detector only, once the camera has been silent for a moment.
 
-    A stream has one picture size: after a unit with another sequence parameter set, `fault` says so and nothing more is
-    cut. The camera's restart gives a new stream.
+    A stream has one picture size, within bounds, and no B-frames, whose times are not those of their arrival. After a
+    unit that breaks this `fault` says why, and nothing more is cut. The camera's restart gives a new stream.
     """
 
     def __init__(self, first_number: int = 0) -> None:
@@ -84,6 +89,7 @@ class Splitter:
         if nal_type not in (_SLICE, _KEY_SLICE):
             return None
         unit = self._unit(bytes(self._pending), is_key=nal_type == _KEY_SLICE, arrival_s=self._arrivals[-1][1])
+        self.fault = ""  # half a picture proves nothing
         return None if unit is None else Guess(**vars(unit))
 
     def _restart(self) -> None:
@@ -106,22 +112,34 @@ class Splitter:
         if start < 0:
             return None
         start -= start > 0 and data[start - 1] == 0  # the four-byte form
-        data = self._with_parameter_sets(data[start:], is_key=is_key)  # without junk before the first start code
-        return None if self.fault else AccessUnit(self._next_number, arrival_s, is_key, data, *self._size)
-
-    def _with_parameter_sets(self, data: bytes, *, is_key: bool) -> bytes:
-        """A clip may begin at any key frame, but a camera without --inline sends the parameter sets only once."""
-        sets = [nal.rstrip(b"\x00") for nal in data.split(_START_CODE) if nal and nal[0] & 31 in (_SPS, _PPS)]
-        for sps in (nal for nal in sets if nal[0] & 31 == _SPS):
-            if not self._sps:
-                self._sps, self._size = sps, picture_size(data)
-            elif sps != self._sps:
-                before, now = self._size, picture_size(data)
-                self.fault = self.fault or f"the picture size changed from {before[0]}x{before[1]} to {now[0]}x{now[1]}"
+        data = data[start:]  # without junk before the first start code
+        nals = data.split(_START_CODE)[1:]
+        sets = [nal.rstrip(b"\x00") for nal in nals if nal and nal[0] & 31 in (_SPS, _PPS)]
+        first_slice = next((nal for nal in nals if nal and nal[0] & 31 == _SLICE), b"")
+        self.fault = self.fault or self._fault_of(data, sets, first_slice)
+        if self.fault:
+            return None
         if any(nal[0] & 31 == _SPS for nal in sets):
             self._parameter_sets = b"".join(b"\x00" + _START_CODE + nal for nal in sets)
-            return data
-        return self._parameter_sets + data if is_key else data
+        elif is_key:  # a clip may begin at any key frame, but a camera without --inline sends the sets only once
+            data = self._parameter_sets + data
+        return AccessUnit(self._next_number, arrival_s, is_key, data, *self._size)
+
+    def _fault_of(self, data: bytes, sets: list[bytes], first_slice: bytes) -> str:
+        if slice_type(first_slice) in _B_SLICES:
+            return "its stream has B-frames: start it with --low-latency, or leave it to the daemon"
+        for sps in (nal for nal in sets if nal[0] & 31 == _SPS):
+            if sps == self._sps:
+                continue
+            size, coded_size = picture_sizes(data)
+            if self._sps:
+                before, now = self._size, size
+                return f"the picture size changed from {before[0]}x{before[1]} to {now[0]}x{now[1]}"
+            sides = size + coded_size
+            if min(sides) < MIN_SIDE_PX or max(sides) > MAX_SIDE_PX or coded_size[0] * coded_size[1] > MAX_PICTURE_PX:
+                return f"its pictures have {size[0]}x{size[1]} pixels, coded as {coded_size[0]}x{coded_size[1]}"
+            self._sps, self._size = sps, size
+        return ""
 
 
 def new_context() -> av.VideoCodecContext:
@@ -132,12 +150,28 @@ def new_context() -> av.VideoCodecContext:
     return context
 
 
-def picture_size(key_unit: bytes) -> tuple[int, int]:
-    """Width and height by a unit's parameter sets, (0, 0) if unreadable. A parser keeps the first size it saw."""
+def picture_sizes(unit: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Width and height by a unit's parameter sets, shown and coded; zeros if unreadable.
+
+    A parser keeps the first size it saw, so each unit needs a new one.
+    """
     parser = new_context()
     try:
-        parser.parse(key_unit)
+        parser.parse(unit)
         parser.parse(b"")
     except av.error.FFmpegError:
-        return (0, 0)
-    return (parser.width, parser.height)
+        return (0, 0), (0, 0)
+    return (parser.width, parser.height), (parser.coded_width, parser.coded_height)
+
+
+def slice_type(nal: bytes) -> int:
+    """Of a slice (ITU-T H.264, 7.3.3): the second Exp-Golomb code after the NAL unit's header; -1 if it has none."""
+    bits = "".join(f"{byte:08b}" for byte in nal[1:13])
+    value = -1
+    for _ in range(2):  # first_mb_in_slice, slice_type
+        zeros = bits.find("1")
+        code, bits = bits[zeros : 2 * zeros + 1], bits[2 * zeros + 1 :]
+        if zeros < 0 or len(code) <= zeros:
+            return -1
+        value = int(code, 2) - 1
+    return value

@@ -12,8 +12,10 @@ log = logging.getLogger(__name__)
 # Bounds for a camera that sends no key frames, or ignores the bit rate (rpicam-vid's own default is 10 Mbit/s).
 MAX_RING_GOP_S = 15.0
 MAX_RING_BYTES = 24 * 2**20
+MAX_RING_UNITS = 2000  # pre-roll and slack at 120 frames/s; each unit costs some 300 bytes beside its data
 # A tap that nobody reads ends here: half a minute at 8 Mbit/s on top of a full ring.
 MAX_TAP_BYTES = 48 * 2**20
+MAX_TAP_UNITS = 8000
 
 
 class Ring:
@@ -47,7 +49,8 @@ class Ring:
 
     def _is_over(self) -> bool:
         span_s = self.units[-1].arrival_s - self.units[0].arrival_s
-        return len(self.units) > 1 and (self.size_bytes > self._max_bytes or span_s > self._span_s + MAX_RING_GOP_S)
+        is_long = span_s > self._span_s + MAX_RING_GOP_S or len(self.units) > MAX_RING_UNITS
+        return len(self.units) > 1 and (is_long or self.size_bytes > self._max_bytes)
 
     def _drop_first(self) -> None:
         unit = self.units.popleft()
@@ -59,7 +62,8 @@ class Ring:
 class Tap:
     """One reader's own queue of access units: begins with a key unit, no unit lost, none twice.
 
-    Left unread beyond `MAX_TAP_BYTES` it takes no more units, as after `close`; those queued can still be read.
+    Left unread beyond `MAX_TAP_BYTES` or `MAX_TAP_UNITS` it takes no more units, as after `close`; those queued can
+    still be read.
     """
 
     def __init__(self, changed: threading.Condition, units: Iterable[AccessUnit] = ()) -> None:
@@ -94,8 +98,9 @@ class Tap:
         if not self.is_open or (self._waits_for_key and not unit.is_key):
             return
         self._waits_for_key = False
-        if self._size_bytes + len(unit.data) > MAX_TAP_BYTES:
-            log.warning("clip: %d MB behind the camera; it ends here", self._size_bytes // 2**20)
+        if self._size_bytes + len(unit.data) > MAX_TAP_BYTES or len(self._units) >= MAX_TAP_UNITS:
+            size_mb = self._size_bytes // 2**20
+            log.warning("clip: %d MB (%d frames) behind the camera; it ends here", size_mb, len(self._units))
             self.is_open = False
             return
         self._units.append(unit)

@@ -182,7 +182,6 @@ class Stream:
         with self._changed:
             self._guess = guess
             self._changed.notify_all()
-        self.end_reason = self._splitter.fault
 
     def _give_out(self, unit: AccessUnit) -> None:
         self.next_number = unit.number + 1

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from guardianberry.camera.command import Settings, ask_for_help, command_line, find_program
-from guardianberry.camera.decoder import Frame
+from guardianberry.camera.decoder import Frame, UnusableStreamError
 from guardianberry.camera.others import RunningCamera, is_trusted, running_cameras, uid_of_other_end
 from guardianberry.camera.process import CameraError, CameraProcess, Fault, fault_of_exit
 from guardianberry.camera.ring import Tap
@@ -117,19 +117,31 @@ class Camera:
     ) -> Frame | None:
         """As Stream.newest_frame, also while there is no stream; returns early when `stop` is set.
 
-        Numbers go on counting over relaunches.
+        Numbers go on counting over relaunches. A stream that cannot be decoded is rejected.
         """
         stop = stop or _NEVER
         deadline_s = time.monotonic() + timeout_s
         while not stop.is_set() and (left_s := min(WAKE_S, deadline_s - time.monotonic())) > 0:
             if self.stream is not None:
-                frame = self.stream.newest_frame(after_number, left_s)
+                try:
+                    frame = self.stream.newest_frame(after_number, left_s)
+                except (UnusableStreamError, ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
+                    self.reject(error)
+                    return None
                 if frame is not None:
                     return frame
             if self.stream is None or self.stream.ended:
                 stop.wait(left_s)
                 return None
         return None
+
+    def reject(self, error: Exception) -> None:
+        """Its frames cannot be used, as `error` shows: the camera is replaced, as after any other fault."""
+        if self.stream is not None:
+            self._close()
+            text = f"the video of {self._source} cannot be used ({type(error).__name__}: {error})"
+            log.debug("%s", text, exc_info=error)
+            self._failed(Fault(f"unusable {type(error).__name__}", text))
 
     def clip_start_s(self, at_s: float | None = None) -> float:
         """Arrival of the first video that a tap opened now would give; the time now, while there is none."""
