@@ -19,7 +19,7 @@ import pytest
 import detect_and_upload as script
 from guardianberry.camera.others import RunningCamera
 from guardianberry.detection.detector import Detector
-from guardianberry.detection.weights import BUNDLED, find_graph
+from guardianberry.detection.weights import BUNDLED, Setup, find_graph
 from guardianberry.doctor.check import Site, check
 from guardianberry.doctor.machine import User, check_folder, check_power, check_start_at_boot, check_user
 from guardianberry.doctor.page import Finding
@@ -112,7 +112,7 @@ class Machine:
         (self.root / "etc/environment").chmod(0o600)
 
     def make_detector(self, weights: str) -> Detector:
-        graph = find_graph(weights, self.models, release_url=NOWHERE)
+        graph = find_graph(weights, self.models, setup=Setup(release_url=NOWHERE))
         sizes = {"frame_width_px": 640, "frame_height_px": 480, "input_width_px": 320}
         return Detector(graph, **sizes, conf_thres=0.5, iou_thres=0.45, max_det=100)
 
