@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,6 +189,15 @@ def test_a_file_that_was_cut_off_here_is_fetched_again(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text('{"version": 1, "items": {"')
     run(store, tmp_path)
     assert path.read_bytes() == PICTURE_BYTES
+
+
+def test_an_object_that_nobody_may_read_keeps_nobody_from_the_others(tmp_path: Path) -> None:
+    """Encrypted with a key of the thief's own, say: S3 then refuses HeadObject."""
+    store = ListStore()
+    store.denied = {store.image(PICTURE_BYTES, image_metadata(START_S - 1))}
+    store.image(PICTURE_BYTES, image_metadata())
+    _, events, report = show(store, tmp_path, days=7, clock=lambda: store.now_s)
+    assert (len(events), report.failed, report.reason) == (1, 1, "images: this key may not read it")
 
 
 def test_days_bound_what_is_asked_and_fetched_and_the_page_keeps_the_rest(tmp_path: Path) -> None:
@@ -444,12 +455,16 @@ def put(client: Any, bucket: str, key: str, body: bytes, metadata: dict[str, str
     client.put_object(Bucket=bucket, Key=key, Body=body, Metadata=metadata)
 
 
-def viewer(
-    folder: Path, environment: dict[str, str], *options: str, cwd: Path = ROOT
-) -> subprocess.CompletedProcess[str]:
+def viewer_process(folder: Path, environment: dict[str, str], *options: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "viewer", "--folder", str(folder), "--days", "30000", *options]
     env = {**os.environ, **environment, "TZ": "UTC"}
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def viewer(folder: Path, *settings: Any, **more: Any) -> subprocess.CompletedProcess[str]:
+    process = viewer_process(folder, *settings, **more)
+    stdout, stderr = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 def test_a_second_run_asks_nothing_twice(tmp_path: Path, s3: S3Server, buckets: Any) -> None:
@@ -464,6 +479,30 @@ def test_a_second_run_asks_nothing_twice(tmp_path: Path, s3: S3Server, buckets: 
         second = viewer(tmp_path, environment)
         assert second.returncode == 0, second.stderr
         assert ["list-type=2" in request for request in proxy.requests] == [True, True], proxy.requests
+
+
+def test_a_run_that_is_interrupted_keeps_what_it_has(tmp_path: Path, s3: S3Server, buckets: Any) -> None:
+    keys = [f"{uuid.uuid4()}.jpg" for _ in range(40)]
+    for number, key in enumerate(keys):
+        put(buckets, IMAGES_BUCKET, key, PICTURE_BYTES, image_metadata(START_S - 100 * number))
+    with CountingProxy(s3.port) as proxy:
+        environment = s3.environment() | {"AWS_ENDPOINT_URL_S3": proxy.url}
+        proxy.delay_s = 0.2
+        running = viewer_process(tmp_path, environment)
+        while not list((tmp_path / "images").glob("*.jpg")):
+            assert running.poll() is None, running.stderr
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, stderr = running.communicate(timeout=60)
+        assert (running.returncode, "goes on from here" in stderr, "Traceback" in stderr) == (130, True, False), stderr
+        kept = len(fetched(tmp_path))
+        assert 0 < kept < 48
+        proxy.delay_s = 0
+        proxy.requests.clear()
+        assert viewer(tmp_path, environment).returncode == 0
+        assert len(fetched(tmp_path)) == 48
+        assert len([request for request in proxy.requests if request.startswith("HEAD")]) == 0
+        assert len(proxy.requests) == 2 + 48 - kept
 
 
 def test_the_program_says_which_events_were_not_finished_and_where_the_page_is(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import itertools
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import numpy as np
 from guardianberry.recording.mp4 import Mp4Writer
 from tests.h264 import units
 from viewer.objects import IMAGES, VIDEOS
-from viewer.stores import Entry, StoreError
+from viewer.stores import Entry, ObjectError, StoreError
 
 SERIAL = "100000003d1d8f3a"
 START_S = 1_795_371_975  # 2026-11-22 18:26:15 UTC
@@ -92,6 +93,7 @@ class ListStore:
     asked: list[str] = field(default_factory=list)
     read_keys: list[str] = field(default_factory=list)
     fail_after_reads: int | None = None
+    denied: set[str] = field(default_factory=set)  # keys of objects that nobody may read
 
     def put(
         self,
@@ -126,6 +128,8 @@ class ListStore:
 
     def metadata(self, entry: Entry) -> dict[str, str]:
         self.asked.append(entry.key)
+        if entry.key in self.denied:
+            raise ObjectError("images: this key may not read it")
         return self.objects[entry.bucket, entry.key].metadata
 
     def read(self, entry: Entry) -> Iterator[bytes]:
@@ -142,13 +146,15 @@ class CountingProxy:
 
     def __init__(self, port: int) -> None:
         self.requests: list[str] = []
-        noted = self.requests
+        self.delay_s = 0.0  # before a request is handed on
+        proxy = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                noted.append(f"{self.command} {self.path}")
+                proxy.requests.append(f"{self.command} {self.path}")
+                time.sleep(proxy.delay_s)
                 server = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
                 server.request(self.command, self.path, headers=dict(self.headers))
                 answer = server.getresponse()

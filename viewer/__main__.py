@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from viewer import PRE_ROLL_S, show
 from viewer.archive import ArchiveError
 from viewer.events import UNDER_WAY, UNFINISHED, Event
+from viewer.script import constants
 from viewer.stores import S3Store, StoreError
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "detect_and_upload.py"
 DEFAULT_DAYS = 7.0
 _MOST_NOTES = 10
-
-
-def constants(script: Path) -> dict[str, Any]:
-    """The constants at the top of the script that are plain values; the script is read, not run."""
-    found = {}
-    for node in ast.parse(script.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            with contextlib.suppress(ValueError):
-                found[node.targets[0].id] = ast.literal_eval(node.value)
-    return found
 
 
 def main() -> int:
@@ -65,7 +54,7 @@ def main() -> int:
     if (more := len(report.notes) - _MOST_NOTES) > 0:
         print(f"... and {more} more lines like these")
     if report.failed:
-        print(f"{report.failed} object(s) could not be fetched this time; run it again")
+        print(f"{report.failed} object(s) could not be had this time: {report.reason}")
     if unfinished := unfinished_line(events):
         print(unfinished)
     print(f"{report.fetched} new object(s), {report.fetched_bytes / 1e6:.1f} MB; {len(events)} event(s)")

@@ -50,6 +50,21 @@ class Heartbeats:
     gaps: list[tuple[int, int]] = field(default_factory=list)
 
 
+def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
+    """Put a file there in one step: an earlier one, or a link, is replaced only by a whole one. Raises ArchiveError."""
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
+        try:
+            with open(descriptor, "wb") as file:
+                file.writelines(chunks)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise ArchiveError(f"{path} cannot be written ({error})") from error
+
+
 class Archive:
     """Raises ArchiveError where the folder cannot be made, read or written."""
 
@@ -99,21 +114,7 @@ class Archive:
             if problem := content_problem(name.role, head, length):
                 raise ContentError(problem)
 
-        self.write(self.path(name), checked())
-
-    def write(self, path: Path, chunks: Iterable[bytes]) -> None:
-        """Put a file there in one step: an earlier one, or a link, is replaced only by a whole one."""
-        try:
-            descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
-            try:
-                with open(descriptor, "wb") as file:
-                    file.writelines(chunks)
-                os.replace(temporary, path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
-        except OSError as error:
-            raise ArchiveError(f"{path} cannot be written ({error})") from error
+        write_whole(self.path(name), checked())
 
     def save_index(self) -> None:
         items = {}
@@ -121,7 +122,7 @@ class Archive:
             items[f"{name.role} {name.uuid} {name.number}"] = dataclasses.asdict(item)
         beats = {camera: dataclasses.asdict(beats) for camera, beats in self.heartbeats.items()}
         text = json.dumps({"version": _VERSION, "items": items, "heartbeats": beats})
-        self.write(self.folder / _INDEX, [text.encode()])
+        write_whole(self.folder / _INDEX, [text.encode()])
 
     def _load_index(self) -> None:
         """An index that cannot be read is as good as none: everything is asked again, and no file is fetched twice."""

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from viewer.archive import Archive, ContentError, Heartbeats, Item
 from viewer.objects import IMAGES, MOST_BYTES, VIDEOS, Name, Role, parse_beat, parse_key, read_facts
-from viewer.stores import CONNECTIONS, Entry, GoneError, Store
+from viewer.stores import CONNECTIONS, Entry, ObjectError, Store
 
 MOST_KEYS = 200_000  # of one bucket; a year of 500 events a day. Who has the camera's key could add millions
 MOST_OBJECTS = 60_000  # of events: the newest
@@ -41,6 +41,7 @@ class Report:
     fetched: int = 0
     fetched_bytes: int = 0
     failed: int = 0  # to be tried again
+    reason: str = ""  # of the last of them
     notes: list[str] = field(default_factory=list)  # for the owner
 
 
@@ -129,7 +130,7 @@ class _Run:
     def _each(
         self, what: str, names: list[Name], unit: str, work: Callable[[Name], _T], report: Report
     ) -> Iterator[tuple[Name, _T]]:
-        """Work on all, some at a time. The first error that is not one object's own ends it."""
+        """Work on all, some at a time. An error that is not one object's own ends it."""
         if not names:
             return
         sizes = {name: self._archive.items[name].size if unit == "B" else 1 for name in names}
@@ -141,8 +142,8 @@ class _Run:
                     advance(sizes[name])
                     try:
                         yield name, future.result()
-                    except GoneError:
-                        report.failed += 1
+                    except ObjectError as error:
+                        report.failed, report.reason = report.failed + 1, str(error)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 

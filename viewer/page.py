@@ -6,12 +6,11 @@ import base64
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from viewer.archive import write_whole
 from viewer.events import Event, Gap
 
 _HERE = Path(__file__).resolve().parent
@@ -37,10 +36,7 @@ def write_page(folder: Path, events: Sequence[Event], gaps: Sequence[Gap], *, no
     }.items():
         page = page.replace(f"<!--{mark}-->" if "HASH" not in mark else mark, text, 1)
     path = folder / "index.html"
-    descriptor, temporary = tempfile.mkstemp(prefix=".incoming-", dir=folder)
-    with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
-        file.write(page)
-    os.replace(temporary, path)
+    write_whole(path, [page.encode()])
     return path
 
 

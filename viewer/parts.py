@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from viewer.archive import Archive
+from viewer.archive import Archive, write_whole
 from viewer.objects import MOST_BYTES, Name, Role, is_mp4
 
 _SAMPLES = 50
@@ -42,7 +42,7 @@ def join(archive: Archive, event: str, parts: list[Name]) -> Path | None:
     if not unbroken or not is_mp4(_bytes_of_part(archive, unbroken[0])[:8]):
         return None
     if not target.is_file() or target.is_symlink() or target.stat().st_size != sum(sizes):
-        archive.write(target, (_bytes_of_part(archive, name) for name in unbroken))
+        write_whole(target, (_bytes_of_part(archive, name) for name in unbroken))
     return target
 
 

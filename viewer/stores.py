@@ -28,8 +28,11 @@ class StoreError(Exception):
     """The store cannot be read; the text says what to do."""
 
 
-class GoneError(Exception):
-    """One object cannot be had now: deleted since it was listed, or cut off on its way. The others can."""
+class ObjectError(Exception):
+    """One object cannot be had now: deleted since, cut off on its way, or put so that this key may not read it.
+
+    The others can: who has the camera's key must not be able to keep the owner from them by one odd object.
+    """
 
 
 class Entry(NamedTuple):
@@ -42,7 +45,7 @@ class Entry(NamedTuple):
 
 
 class Store(Protocol):
-    """Safe to use from several threads. Raises StoreError, and GoneError for one object."""
+    """Safe to use from several threads. Raises StoreError, and ObjectError for one object."""
 
     def entries(self, bucket: str) -> Iterator[Entry]: ...
     def metadata(self, entry: Entry) -> dict[str, str]: ...
@@ -101,13 +104,12 @@ class _told:  # noqa: N801 (used like a function)
         if isinstance(error, botocore.exceptions.ClientError):
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             code = error.response.get("Error", {}).get("Code", "")
-            if status == 404 and code != "NoSuchBucket" and error.operation_name != "ListObjectsV2":
-                raise GoneError("it is not there any more") from error
-            code = {"403": "AccessDenied"}.get(code, code)  # HeadObject's answers have no text
-            raise StoreError(f"{self._bucket}: {_ADVICE.get(code, f'S3 says HTTP {status} {code}')}") from error
+            code = {"403": "AccessDenied"}.get(code, code)  # answers to HeadObject have no text
+            text = f"{self._bucket}: {_ADVICE.get(code, f'S3 says HTTP {status} {code}')}"
+            raise (StoreError if error.operation_name == "ListObjectsV2" else ObjectError)(text) from error
         cut_off = (botocore.exceptions.ResponseStreamingError, botocore.exceptions.IncompleteReadError)
         if isinstance(error, (*cut_off, botocore.exceptions.FlexibleChecksumError)):
-            raise GoneError(str(error)) from error
+            raise ObjectError(str(error)) from error
         if isinstance(error, botocore.exceptions.BotoCoreError):
             raise StoreError(f"{self._bucket}: {error}") from error
 
@@ -130,7 +132,7 @@ class FolderStore:
         try:
             return dict(json.loads(path.read_text(encoding="utf-8"))["metadata"])
         except (OSError, ValueError, KeyError) as error:
-            raise GoneError(str(error)) from error
+            raise ObjectError(str(error)) from error
 
     def read(self, entry: Entry) -> Iterator[bytes]:
         with (self._folders[entry.bucket] / entry.key).open("rb") as file:
