@@ -48,6 +48,7 @@ def demo_folder(here: Path, video: str, stop: threading.Event) -> Iterator[Path]
         threading.Thread(target=_stop_at_end, args=(folder, end_file, stop), daemon=True).start()
         yield folder
     _log_objects(folder)
+    _write_page(here, folder)
 
 
 @contextmanager
@@ -102,3 +103,19 @@ def _log_objects(folder: Path) -> None:
         log.info(
             "      %s", ", ".join(f"{name} {metadata[name]}" for name in sorted(metadata) if name != "rpi_serial_no")
         )
+
+
+def _write_page(here: Path, folder: Path) -> None:
+    """The page of these events, as `python3 -m viewer` makes it of an owner's."""
+    from viewer import show_folder
+    from viewer.script import constants
+
+    names = constants(here / "detect_and_upload.py")
+    page = show_folder(
+        folder / "s3",
+        folder / "page",
+        images_bucket=names["IMAGES_BUCKET"],
+        videos_bucket=names["VIDEOS_BUCKET"],
+        pre_roll_s=names["PRE_ROLL_S"],
+    )
+    log.info("demo: open %s in a browser", page.as_uri())

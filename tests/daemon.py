@@ -75,7 +75,7 @@ def install(
     script = script.replace("\nHERE = ", f"\n{changes}HERE = ")
     path = folder / "detect_and_upload.py"
     path.write_text(script, encoding="utf-8")
-    for name in ("guardianberry", "demo"):
+    for name in ("guardianberry", "demo", "viewer"):
         link = folder / name
         if not link.is_symlink():
             link.symlink_to(ROOT / name)

@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import pytest
 
+from bench.chromium import Chromium
 from guardianberry.detection.weights import BUNDLED
 from tests.daemon import ROOT, Daemon
 
@@ -30,3 +31,20 @@ def test_a_fresh_clone_without_a_network_shows_two_events(tmp_path: Path) -> Non
     for clip in (path for path in arrived if path.suffix == ".mp4"):
         with av.open(str(clip)) as container:
             assert sum(1 for _ in container.decode(video=0)) > 50
+    page = re.search(r"demo: open (file://\S+/page/index.html) in a browser", daemon.log)
+    assert page, daemon.log
+    if shutil.which("chromium"):
+        assert_plays(page[1])
+
+
+def assert_plays(url: str) -> None:
+    """A click on either event plays its clip."""
+    with Chromium() as browser:
+        browser.open(url)
+        assert browser.run("document.querySelectorAll('.card').length") == 2
+        for place in (0, 1):
+            browser.click(f"[data-place='{place}']")
+            browser.wait_for("video.currentTime > 3.3 && !video.error")
+            assert browser.run("video.videoWidth") == 640
+            browser.press("Escape")
+        assert browser.console == []

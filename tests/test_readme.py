@@ -42,7 +42,7 @@ def test_the_two_commands_head_the_readme_and_ci_calls_the_second():
     "document",
     [
         *("README.md", "SECURITY.md", "aws/README.md", "docs/design.md", "docs/performance.md"),
-        *("bench/README.md", "training/README.md", "models/README.md"),
+        *("bench/README.md", "training/README.md", "models/README.md", "viewer/README.md"),
     ],
 )
 def test_links_lead_somewhere_and_named_tests_exist(document):

@@ -30,11 +30,12 @@ from tests.viewer_rig import (
     jpeg,
     part_metadata,
 )
-from viewer import show
+from viewer import PRE_ROLL_S, show
 from viewer.archive import Archive, ArchiveError
 from viewer.events import PICTURE, UNDER_WAY, UNFINISHED, WHOLE, Event, Gap, events_and_gaps
 from viewer.fetching import fetch
 from viewer.objects import IMAGES, VIDEOS, Role, clean_text, content_problem, parse_beat, parse_key, read_facts
+from viewer.script import constants
 from viewer.stores import StoreError
 
 IMAGES_BUCKET, VIDEOS_BUCKET = "guardianberry.images", "guardianberry.videos"
@@ -535,6 +536,10 @@ def test_a_wrong_set_up_is_one_line_with_what_to_do(tmp_path: Path, s3: S3Server
     assert (no_folder.returncode, "choose another --folder" in no_folder.stderr) == (1, True)
     for told in (no_bucket, no_profile, no_folder):
         assert "Traceback" not in told.stderr
+
+
+def test_the_pre_roll_is_the_scripts() -> None:
+    assert constants(ROOT / "detect_and_upload.py")["PRE_ROLL_S"] == PRE_ROLL_S
 
 
 def test_the_buckets_names_are_read_from_the_script_which_is_never_run(
