@@ -20,6 +20,10 @@ EVENTS_PER_CAMERA_PER_DAY = 50  # a guess: a front door on a quiet street
 MIN_GAP_BETWEEN_VIDEO_START_S = 60  # as in detect_and_upload.py: no camera makes more than one event in this time
 VIDEO_BYTES = 20 * 2_000_000 // 8  # MAX_RECORDING_DURATION_S at 2 Mbit/s
 IMAGE_BYTES = 100_000  # a 640x480 JPEG is smaller
+LIVE_PARTS_PER_EVENT = 10  # LIVE_UPLOAD: the clip's bytes once more, while it is recorded
+LIVE_DAYS = 2  # the stack's lifecycle rule
+HEARTBEAT_S = 300  # as the stack's README says; 0 in detect_and_upload.py is off
+HEARTBEAT_BYTES = 500
 EXPIRE_AFTER_DAYS = 90  # the stack's default
 
 # --- AWS's limits (the document each is from is named in README.md) ---------------------------------------------------
@@ -31,17 +35,30 @@ SNS_EMAILS_PER_S = 10  # cannot be raised
 ROLES_ANYWHERE_LOGINS_PER_S = 10  # can be raised
 
 # --- What follows from our own template and from boto3 ----------------------------------------------------------------
-OTHER_STACK_RESOURCES = 11  # all but the users
+OTHER_STACK_RESOURCES = 27  # all but the users
+WATCH_EVERY_S = 5 * 60
+WATCH_CAMERAS = 500  # MAX_CAMERAS in watch.py
 DEVICE_NAME_BYTES = 12  # "front-door-2"
 LOGIN_EVERY_S = 45 * 60  # boto3 renews keys that last an hour 15 minutes before they end
+MAIL_GB_S = 0.5 * 1.0  # memory times a guess of the time that one alert takes
+WATCH_GB_S = 0.25 * 1.0  # one run, and for each camera a LIST more
+WATCH_GB_S_PER_CAMERA = 0.25 * 0.03
+THIEF_BPS = 100_000_000  # a stolen key's uplink
 
 # --- List prices in USD, us-east-1, June 2026 -------------------------------------------------------------------------
 PRICE_PER_PUT = 0.005 / 1_000
+PRICE_PER_LIST = 0.005 / 1_000
+PRICE_PER_HEAD = 0.0004 / 1_000
+PRICE_PER_LAMBDA_RUN = 0.20 / 1_000_000
+PRICE_PER_LAMBDA_GB_S = 0.0000133334  # arm64
 PRICE_PER_GB_MONTH = 0.023  # S3 Standard, first 50 TB
 PRICE_PER_EMAIL = 2.00 / 100_000
 FREE_EMAILS_PER_MONTH = 1_000
 PRICE_PER_SNS_MESSAGE = 0.50 / 1_000_000
 FREE_SNS_MESSAGES_PER_MONTH = 1_000_000
+
+
+PUTS_PER_EVENT = 3 + LIVE_PARTS_PER_EVENT  # the image, the clip, the best picture
 
 
 @dataclass(frozen=True)
@@ -58,11 +75,11 @@ class Fleet:
 
     @property
     def puts_per_s(self) -> float:
-        return 2 * self.events_per_day / SECONDS_PER_DAY
+        return PUTS_PER_EVENT * self.events_per_day / SECONDS_PER_DAY + self.cameras / HEARTBEAT_S
 
     @property
     def puts_per_s_at_most(self) -> float:
-        return 2 * self.events_per_s_at_most
+        return PUTS_PER_EVENT * self.events_per_s_at_most + self.cameras / HEARTBEAT_S
 
     @property
     def users_fit(self) -> bool:
@@ -82,7 +99,7 @@ class Fleet:
 
     @property
     def stored_gb(self) -> float:
-        return self.events_per_day * EXPIRE_AFTER_DAYS * (VIDEO_BYTES + IMAGE_BYTES) / 1e9
+        return self.events_per_day * EXPIRE_AFTER_DAYS * (VIDEO_BYTES + 2 * IMAGE_BYTES) / 1e9
 
     @property
     def storage_usd(self) -> float:
@@ -90,17 +107,43 @@ class Fleet:
 
     @property
     def puts_usd(self) -> float:
-        return 2 * self.events_per_day * DAYS_PER_MONTH * PRICE_PER_PUT
+        return 3 * self.events_per_day * DAYS_PER_MONTH * PRICE_PER_PUT
+
+    @property
+    def live_usd(self) -> float:
+        puts = self.events_per_day * DAYS_PER_MONTH * LIVE_PARTS_PER_EVENT * PRICE_PER_PUT
+        return puts + self.events_per_day * LIVE_DAYS * VIDEO_BYTES / 1e9 * PRICE_PER_GB_MONTH
+
+    @property
+    def heartbeats_usd(self) -> float:
+        a_day = self.cameras * SECONDS_PER_DAY / HEARTBEAT_S
+        return a_day * DAYS_PER_MONTH * PRICE_PER_PUT + a_day * LIVE_DAYS * HEARTBEAT_BYTES / 1e9 * PRICE_PER_GB_MONTH
+
+    @property
+    def watch_usd(self) -> float:
+        """Its LISTs are told/, alive/ and one a camera."""
+        cameras = min(self.cameras, WATCH_CAMERAS)
+        gb_s = WATCH_GB_S + WATCH_GB_S_PER_CAMERA * cameras
+        a_run = (2 + cameras) * PRICE_PER_LIST + PRICE_PER_LAMBDA_RUN + gb_s * PRICE_PER_LAMBDA_GB_S
+        return a_run * DAYS_PER_MONTH * SECONDS_PER_DAY / WATCH_EVERY_S
 
     @property
     def alerts_usd(self) -> float:
-        emails = max(0, self.emails_per_month - FREE_EMAILS_PER_MONTH)
-        messages = max(0, self.emails_per_month - FREE_SNS_MESSAGES_PER_MONTH)
-        return emails * PRICE_PER_EMAIL + messages * PRICE_PER_SNS_MESSAGE
+        """S3's message to the function, the function, its HeadObject, and its mail by the second topic."""
+        alerts = self.emails_per_month
+        emails = max(0, alerts - FREE_EMAILS_PER_MONTH) * PRICE_PER_EMAIL
+        messages = max(0, 2 * alerts - FREE_SNS_MESSAGES_PER_MONTH) * PRICE_PER_SNS_MESSAGE
+        runs = alerts * (PRICE_PER_LAMBDA_RUN + MAIL_GB_S * PRICE_PER_LAMBDA_GB_S + PRICE_PER_HEAD)
+        return emails + messages + runs
 
     @property
     def usd(self) -> float:
-        return self.storage_usd + self.puts_usd + self.alerts_usd
+        together = self.storage_usd + self.puts_usd + self.live_usd
+        return together + self.heartbeats_usd + self.watch_usd + self.alerts_usd
+
+
+def thief_gb_per_day() -> float:
+    return THIEF_BPS / 8 * SECONDS_PER_DAY / 1e9
 
 
 def cameras_per_stack() -> int:
@@ -149,13 +192,23 @@ ROWS: tuple[tuple[str, Callable[[Fleet], str]], ...] = (
         f"e-mails a second, an event every {MIN_GAP_BETWEEN_VIDEO_START_S} s everywhere (SNS: {SNS_EMAILS_PER_S})",
         lambda fleet: of_limit(fleet.events_per_s_at_most, SNS_EMAILS_PER_S),
     ),
+    (
+        f"cameras whose silence is told (one watch: {WATCH_CAMERAS})",
+        lambda fleet: of_limit(fleet.cameras, WATCH_CAMERAS),
+    ),
     ("**USD a month**", lambda _fleet: ""),
     (f"stored after {EXPIRE_AFTER_DAYS} days, GB", lambda fleet: number(fleet.stored_gb)),
     ("storage", lambda fleet: f"{fleet.storage_usd:,.2f}"),
     ("uploads", lambda fleet: f"{fleet.puts_usd:,.2f}"),
+    ("parts of clips while they are recorded", lambda fleet: f"{fleet.live_usd:,.2f}"),
+    (f"heartbeats every {HEARTBEAT_S} s", lambda fleet: f"{fleet.heartbeats_usd:,.2f}"),
+    ("the watch", lambda fleet: f"{fleet.watch_usd:,.2f}"),
     ("alerts by e-mail", lambda fleet: f"{fleet.alerts_usd:,.2f}"),
     ("together", lambda fleet: f"{fleet.usd:,.2f}"),
     ("together, a camera", lambda fleet: f"{fleet.usd / fleet.cameras:,.2f}"),
+    ("**A stolen key**, uploading for a day", lambda _fleet: ""),
+    (f"at {THIEF_BPS // 1_000_000} Mbit/s: GB", lambda _fleet: number(thief_gb_per_day())),
+    ("its storage, USD a month until you delete it", lambda _fleet: f"{thief_gb_per_day() * PRICE_PER_GB_MONTH:,.2f}"),
 )
 
 

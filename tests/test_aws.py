@@ -5,8 +5,6 @@ The commands are run by bash against a moto server (a process of its own), the u
 
 from __future__ import annotations
 
-import fnmatch
-import importlib.resources
 import json
 import re
 import stat
@@ -21,11 +19,19 @@ from botocore.exceptions import ClientError
 import detect_and_upload
 from tests import aws_rig
 from tests.aws_cli import AwsCli, expand_for_each
+from tests.aws_policies import (
+    UPLOAD,
+    allowed_of_all,
+    camera_statements,
+    is_allowed,
+    statements_of,
+    template_resources,
+)
 from tests.aws_rig import (
     ACCOUNT,
     IMAGES,
-    README_PARAMETERS,
     REGION,
+    ROOT,
     SECRET,
     SESSION,
     TEMPLATE,
@@ -47,99 +53,6 @@ moto = aws_rig.moto
 home = aws_rig.home
 cli = aws_rig.cli
 deployed = aws_rig.deployed
-
-
-# ---- Policies, evaluated as the IAM user guide says ("Policy evaluation logic") --------------------------------------
-
-
-def is_allowed(statements: list[dict[str, Any]], action: str, resource: str, context: dict[str, str]) -> bool:
-    """An explicit deny wins, and what nobody allows is denied. Knows the operators that our policies use, no others."""
-    effects = {one["Effect"] for one in statements if _applies(one, action, resource, context)}
-    return effects == {"Allow"}
-
-
-def _applies(statement: dict[str, Any], action: str, resource: str, context: dict[str, str]) -> bool:
-    assert set(statement) <= {"Sid", "Effect", "Principal", "Action", "Resource", "Condition"}
-    assert statement.get("Principal", "*") == "*"
-    return (
-        any(fnmatch.fnmatchcase(action.lower(), pattern.lower()) for pattern in _list(statement["Action"]))
-        and any(fnmatch.fnmatchcase(resource, pattern) for pattern in _list(statement["Resource"]))
-        and all(
-            _holds(operator, context.get(key), wanted)
-            for operator, pairs in statement.get("Condition", {}).items()
-            for key, wanted in pairs.items()
-        )
-    )
-
-
-def _holds(operator: str, value: str | None, wanted: str) -> bool:
-    if operator == "Null":
-        return (value is None) == (wanted == "true")
-    if value is None:
-        return False
-    return {"Bool": lambda: value == wanted, "NumericLessThan": lambda: float(value) < float(wanted)}[operator]()
-
-
-def _list(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value
-
-
-def resolve(node: Any, values: dict[str, str], conditions: dict[str, bool]) -> Any:
-    """A part of the template with its parameters and references filled in; `values` has "Videos.Arn" and the like."""
-    if isinstance(node, list):
-        return [resolve(item, values, conditions) for item in node]
-    if not isinstance(node, dict):
-        return node
-    if "Ref" in node:
-        return values[node["Ref"]]
-    if "Fn::GetAtt" in node:
-        return values[".".join(_list(node["Fn::GetAtt"]))]
-    if "Fn::Sub" in node:
-        return re.sub(r"\$\{(.+?)\}", lambda match: values[match[1]], node["Fn::Sub"])
-    if "Fn::If" in node:
-        name, yes, no = node["Fn::If"]
-        return resolve(yes if conditions[name] else no, values, conditions)
-    return {key: resolve(value, values, conditions) for key, value in node.items()}
-
-
-def template_resources(**more: str) -> dict[str, Any]:
-    """The template's resources with the README's parameters; `more` are the values of further references."""
-    values = {
-        **README_PARAMETERS,
-        "ExpireAfterDays": "90",
-        "Videos": VIDEOS,
-        "Images": IMAGES,
-        "Videos.Arn": f"arn:aws:s3:::{VIDEOS}",
-        "Images.Arn": f"arn:aws:s3:::{IMAGES}",
-        "AlertTopic": "topic",
-        "UploadOnly": "upload-only",
-        "CertificateRole.Arn": "role",
-        "CertificateRoleAlias.RoleAliasArn": "alias",
-        "AWS::Partition": "aws",
-        "AWS::AccountId": ACCOUNT,
-        "AWS::StackName": "guardianberry",
-        **more,
-    }
-    body = expand_for_each(TEMPLATE, README_PARAMETERS)
-    return resolve(body["Resources"], values, {"Expire": True, "SendEmail": True, "UseCertificates": True})
-
-
-def camera_statements() -> list[dict[str, Any]]:
-    """All that is said about a camera's request: its user's policy and both bucket policies."""
-    resources = template_resources()
-    users = [one["Properties"] for one in resources.values() if one["Type"] == "AWS::IAM::User"]
-    assert [user["UserName"] for user in users] == ["guardianberry-front-door", "guardianberry-garage"]
-    assert all(user["ManagedPolicyArns"] == ["upload-only"] and "Policies" not in user for user in users)
-    assert resources["CertificateRole"]["Properties"]["ManagedPolicyArns"] == ["upload-only"]
-    assert "Policies" not in resources["CertificateRole"]["Properties"]
-    documents = [
-        resources[name]["Properties"]["PolicyDocument"] for name in ("UploadOnly", "VideosPolicy", "ImagesPolicy")
-    ]
-    return [statement for document in documents for statement in document["Statement"]]
-
-
-# As the daemon sends them.
-UPLOAD = {"aws:SecureTransport": "true", "s3:TlsVersion": "1.3", "s3:if-none-match": "*"}
 
 
 # ---- The template ----------------------------------------------------------------------------------------------------
@@ -180,19 +93,16 @@ def test_the_buckets_are_private_encrypted_unversioned_and_outlive_the_stack(nam
 
 
 def test_of_all_the_actions_that_aws_has_a_camera_is_allowed_one() -> None:
-    """By the list of actions that cfn-lint comes with."""
-    catalogue = json.loads((importlib.resources.files("cfnlint") / "data/AdditionalSpecs/Policies.json").read_text())
-    actions = [f"{service}:{action}" for service, known in catalogue.items() for action in known["Actions"]]
-    assert len(actions) > 10_000
-    assert {"s3:putobject", "s3:getobject", "s3:deleteobject", "iam:createaccesskey"} <= {
-        one.lower() for one in actions
-    }
-    statements = camera_statements()
-    resources = (f"arn:aws:s3:::{VIDEOS}/key.mp4", f"arn:aws:s3:::{IMAGES}/key.jpg", f"arn:aws:s3:::{VIDEOS}", "*")
-    allowed = {
-        (action.lower(), one) for action in actions for one in resources if is_allowed(statements, action, one, UPLOAD)
-    }
-    assert allowed == {("s3:putobject", resources[0]), ("s3:putobject", resources[1])}
+    resources = (
+        *(
+            f"arn:aws:s3:::{VIDEOS}/{key}"
+            for key in ("key.mp4", "live/e/0001.part", "best/e.jpg", "alive/c/1700000000")
+        ),
+        f"arn:aws:s3:::{IMAGES}/key.jpg",
+        *(f"arn:aws:s3:::{VIDEOS}", f"arn:aws:s3:::{VIDEOS}/told/c/1700000000-silent", "*"),
+    )
+    allowed = allowed_of_all(camera_statements(), resources, UPLOAD)
+    assert allowed == {("s3:putobject", resource) for resource in resources[:5]}
 
 
 @pytest.mark.parametrize("bucket", [VIDEOS, IMAGES])
@@ -204,11 +114,38 @@ def test_of_all_the_actions_that_aws_has_a_camera_is_allowed_one() -> None:
         pytest.param({"s3:TlsVersion": "1.1"}, False, id="TLS 1.1"),
         pytest.param({"aws:SecureTransport": "false", "s3:TlsVersion": None}, False, id="plain http"),
         pytest.param({"s3:if-none-match": None}, False, id="could overwrite, or is a part of a multipart upload"),
+        pytest.param({"s3:if-none-match": '"an ETag"'}, False, id="could overwrite all but one"),
+        pytest.param({"s3:x-amz-storage-class": "STANDARD"}, True, id="storage class said"),
+        pytest.param({"s3:x-amz-storage-class": "DEEP_ARCHIVE"}, False, id="nobody could look for hours"),
+        pytest.param({"s3:x-amz-copy-source": "theirs/key"}, False, id="a copy"),
     ],
 )
-def test_the_bucket_policies_conditions(bucket: str, context: dict[str, str | None], *, allowed: bool) -> None:
+@pytest.mark.parametrize("where", ["the camera's policy", "the buckets' policies"])
+def test_the_policies_conditions(where: str, bucket: str, context: dict[str, str | None], *, allowed: bool) -> None:
+    """Either is enough: by hand there may be no bucket policy, and another key of yours has not the camera's."""
+    resources, arn = template_resources(), f"arn:aws:s3:::{bucket}/key"
+    if where == "the camera's policy":
+        statements = statements_of(resources, "UploadOnly")
+    else:
+        allow = [{"Effect": "Allow", "Action": "s3:PutObject", "Resource": arn}]
+        statements = allow + statements_of(resources, "VideosPolicy", "ImagesPolicy")
     sent = {key: value for key, value in {**UPLOAD, **context}.items() if value is not None}
-    assert is_allowed(camera_statements(), "s3:PutObject", f"arn:aws:s3:::{bucket}/key", sent) is allowed
+    assert is_allowed(statements, "s3:PutObject", arn, sent) is allowed
+
+
+def test_the_policy_for_a_key_made_by_hand_is_the_templates() -> None:
+    text = (ROOT / "aws" / "camera_policy.json").read_text()
+    text = text.replace("YOUR-VIDEOS-BUCKET", VIDEOS).replace("YOUR-IMAGES-BUCKET", IMAGES)
+    assert json.loads(text) == template_resources()["UploadOnly"]["Properties"]["PolicyDocument"]
+    assert "aws/camera_policy.json" in (ROOT / "README.md").read_text()
+
+
+def test_the_viewers_key_looks_and_changes_nothing() -> None:
+    buckets = tuple(f"arn:aws:s3:::{bucket}" for bucket in (VIDEOS, IMAGES))
+    objects = tuple(f"{bucket}/{key}" for bucket in buckets for key in ("key.mp4", "told/c/1700000000-silent"))
+    statements = statements_of(template_resources(), "ViewOnly", "VideosPolicy", "ImagesPolicy")
+    allowed = allowed_of_all(statements, (*buckets, *objects, "*"), UPLOAD)
+    assert allowed == {("s3:listbucket", one) for one in buckets} | {("s3:getobject", one) for one in objects}
 
 
 def test_only_the_images_bucket_of_this_account_publishes_alerts() -> None:
@@ -222,7 +159,6 @@ def test_only_the_images_bucket_of_this_account_publishes_alerts() -> None:
     }
     # S3 refuses a notification to a topic that does not take it yet.
     assert resources["Images"]["DependsOn"] == "AlertTopicPolicy"
-    assert "NotificationConfiguration" not in resources["Videos"]["Properties"]
 
 
 def test_no_secret_lies_in_the_stack() -> None:
@@ -337,6 +273,11 @@ def test_the_key_can_do_nothing_else(deployed: Moto, home: Path) -> None:
     assert status_of(deployed.service("s3", **keys), "put_object", {**put, "Key": "new.jpg"}) == 200
     keys["aws_secret_access_key"] = "wrong"
     assert status_of(deployed.service("s3", **keys), "put_object", {**put, "Key": "newer.jpg"}) == 403
+    heartbeat, told = (f"{prefix}/front-door/1700000000" for prefix in ("alive", "told"))
+    put = {"Bucket": VIDEOS, "Body": b"{}", "IfNoneMatch": "*"}
+    keys = camera_keys(home)
+    assert status_of(deployed.service("s3", **keys), "put_object", {**put, "Key": heartbeat}) == 200
+    assert status_of(deployed.service("s3", **keys), "put_object", {**put, "Key": told}) == 403
     deployed.check_keys(on=False)
     assert {one.key: one.body for one in deployed.objects(IMAGES)} == {"there.jpg": b"evidence", "new.jpg": b"forged"}
 
@@ -362,16 +303,21 @@ def test_by_hand_comes_to_the_same_as_the_template(moto: Moto, cli: AwsCli) -> N
         assert ownership == properties["OwnershipControls"]
         [rule] = s3.get_bucket_encryption(Bucket=bucket)["ServerSideEncryptionConfiguration"]["Rules"]
         assert rule["ApplyServerSideEncryptionByDefault"] == {"SSEAlgorithm": "AES256"}
-        assert lifecycle(s3, bucket) == properties["LifecycleConfiguration"]["Rules"]
+        in_order = sorted(properties["LifecycleConfiguration"]["Rules"], key=lambda rule: rule["Id"])
+        assert lifecycle(s3, bucket) == in_order
         policy = json.loads(s3.get_bucket_policy(Bucket=bucket)["Policy"])
         assert policy == wanted[f"{name}Policy"]["Properties"]["PolicyDocument"]
 
-    [policy] = iam.list_policies(FailureScope="Local")["Policies"]
-    document = iam.get_policy_version(PolicyArn=policy["Arn"], VersionId=policy["DefaultVersionId"])["PolicyVersion"]
-    assert document["Document"] == wanted["UploadOnly"]["Properties"]["PolicyDocument"]
+    policies = {policy["PolicyName"]: policy for policy in iam.list_policies(Scope="Local")["Policies"]}
+    assert set(policies) == {"guardianberry-upload", "guardianberry-view"}
+    for name, resource in (("guardianberry-upload", "UploadOnly"), ("guardianberry-view", "ViewOnly")):
+        policy = policies[name]
+        asked = {"PolicyArn": policy["Arn"], "VersionId": policy["DefaultVersionId"]}
+        document = iam.get_policy_version(**asked)["PolicyVersion"]["Document"]
+        assert document == wanted[resource]["Properties"]["PolicyDocument"]
     for camera in ("guardianberry-front-door", "guardianberry-garage"):
         attached = iam.list_attached_user_policies(UserName=camera)["AttachedPolicies"]
-        assert [one["PolicyArn"] for one in attached] == [policy["Arn"]]
+        assert [one["PolicyArn"] for one in attached] == [policies["guardianberry-upload"]["Arn"]]
         assert iam.get_user(UserName=camera)["User"]["Path"] == "/guardianberry/"
 
     attributes = sns.get_topic_attributes(TopicArn=topic["TopicArn"])["Attributes"]
@@ -383,19 +329,33 @@ def test_by_hand_comes_to_the_same_as_the_template(moto: Moto, cli: AwsCli) -> N
     [notice] = s3.get_bucket_notification_configuration(Bucket=IMAGES)["TopicConfigurations"]
     [event] = wanted["Images"]["Properties"]["NotificationConfiguration"]["TopicConfigurations"]
     assert (notice["Events"], notice["TopicArn"]) == ([event["Event"]], event["Topic"])
+    [suffix] = event["Filter"]["S3Key"]["Rules"]
+    assert suffix == {"Name": "suffix", "Value": ".jpg"}
+    [by_hand] = notice["Filter"]["Key"]["FilterRules"]
+    assert {name: value.lower() for name, value in by_hand.items()} == suffix
 
 
 def lifecycle(s3: Any, bucket: str) -> list[dict[str, Any]]:
-    """A bucket's rules in the words of CloudFormation."""
+    """A bucket's rules in the words of CloudFormation, by their ids."""
     rules = []
     for rule in s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]:
         words = {"Id": rule["ID"], "Status": rule["Status"]}
         if "Expiration" in rule:
-            words["ExpirationInDays"] = str(rule["Expiration"]["Days"])
+            days = rule["Expiration"]["Days"]
+            words["ExpirationInDays"] = days if rule["Filter"]["Prefix"] else str(days)  # a parameter is a string
+        if rule["Filter"]["Prefix"]:
+            words["Prefix"] = rule["Filter"]["Prefix"]
         if "AbortIncompleteMultipartUpload" in rule:
             words["AbortIncompleteMultipartUpload"] = rule["AbortIncompleteMultipartUpload"]
         rules.append(words)
-    return rules
+    return sorted(rules, key=lambda rule: rule["Id"])
+
+
+def test_what_is_of_no_use_later_goes_after_two_days() -> None:
+    rules = template_resources()["Videos"]["Properties"]["LifecycleConfiguration"]["Rules"]
+    days = {rule["Prefix"]: rule["ExpirationInDays"] for rule in rules if "Prefix" in rule}
+    assert days == {"alive/": 2, "live/": 2}
+    assert all(rule["Status"] == "Enabled" for rule in rules)
 
 
 def test_one_alert_for_each_image_and_none_for_videos(moto: Moto, cli: AwsCli, home: Path, tmp_path: Path) -> None:

@@ -31,18 +31,34 @@ def test_the_inputs_are_the_daemons_and_the_templates() -> None:
     assert fleet.VIDEO_BYTES == longest_clip_bytes
     template = expand_for_each(TEMPLATE, {"DeviceNames": "a,b,c"})
     assert fleet.EXPIRE_AFTER_DAYS == template["Parameters"]["ExpireAfterDays"]["Default"]
+    resources = template["Resources"]
+    rules = resources["Videos"]["Properties"]["LifecycleConfiguration"]["Rules"]
+    assert [fleet.LIVE_DAYS] == [rule["ExpirationInDays"] for rule in rules if rule.get("Prefix") == "live/"]
+    every = resources["WatchEvery5Minutes"]["Properties"]["ScheduleExpression"]
+    assert every == f"rate({fleet.WATCH_EVERY_S // 60} minutes)"
+    memory_gb = {name: resources[name]["Properties"]["MemorySize"] / 1024 for name in ("AlertMail", "Watch")}
+    assert (fleet.MAIL_GB_S, fleet.WATCH_GB_S) == (memory_gb["AlertMail"] * 1.0, memory_gb["Watch"] * 1.0)
+    assert f"MAX_CAMERAS = {fleet.WATCH_CAMERAS} " in (ROOT / "aws" / "watch.py").read_text()
+    assert f"HEARTBEAT_S = {fleet.HEARTBEAT_S}" in (ROOT / "aws" / "README.md").read_text()
     assert fleet.OTHER_STACK_RESOURCES == len(template["Resources"]) - 3
 
 
 def test_the_arithmetic() -> None:
-    """By hand: 100 cameras x 50 events, each a 5 MB clip and a 0.1 MB image, kept for 90 days."""
+    """By hand: 100 cameras x 50 events, each a 5 MB clip and two 0.1 MB images, kept for 90 days."""
     hundred = fleet.Fleet(100)
     assert hundred.events_per_day == 5_000
-    assert hundred.puts_per_s_at_most == pytest.approx(100 * 2 / 60)
-    assert hundred.stored_gb == pytest.approx(5_000 * 90 * 5.1 / 1000)
-    assert hundred.storage_usd == pytest.approx(2_295 * 0.023)
-    assert hundred.puts_usd == pytest.approx(300_000 * 0.000005)
-    assert hundred.alerts_usd == pytest.approx(149_000 * 0.00002)  # 150,000 e-mails, of which 1,000 are free
+    assert hundred.puts_per_s_at_most == pytest.approx(100 * 13 / 60 + 100 / 300)
+    assert hundred.stored_gb == pytest.approx(5_000 * 90 * 5.2 / 1000)
+    assert hundred.storage_usd == pytest.approx(2_340 * 0.023)
+    assert hundred.puts_usd == pytest.approx(450_000 * 0.000005)
+    assert hundred.live_usd == pytest.approx(1_500_000 * 0.000005 + 5_000 * 2 * 0.005 * 0.023)
+    assert hundred.heartbeats_usd == pytest.approx(864_000 * 0.000005, rel=0.001)
+    runs, gb_s = 30 * 288, 0.25 * (1 + 100 * 0.03)
+    assert hundred.watch_usd == pytest.approx(runs * (102 * 0.000005 + 0.0000002 + gb_s * 0.0000133334))
+    # 150,000 e-mails, of which 1,000 are free; of 300,000 messages all are; a HeadObject and half a GB-second each.
+    assert hundred.alerts_usd == pytest.approx(
+        149_000 * 0.00002 + 150_000 * (0.0000002 + 0.5 * 0.0000133334 + 0.0000004)
+    )
     assert fleet.Fleet(5_000).users_fit
     assert not fleet.Fleet(5_001).users_fit
     assert fleet.Fleet(316).stacks == 2
