@@ -38,10 +38,12 @@ def test_a_fresh_clone_without_a_network_shows_two_events(tmp_path: Path) -> Non
 
 
 def assert_plays(url: str) -> None:
-    """A click on either event plays its clip."""
+    """Both events have their picture, and a click plays their clip."""
     with Chromium() as browser:
         browser.open(url)
         assert browser.run("document.querySelectorAll('.card').length") == 2
+        loaded = "[...document.querySelectorAll('.card img')].filter((image) => image.naturalWidth === 640)"
+        browser.wait_for(f"{loaded}.length === 2")
         for place in (0, 1):
             browser.click(f"[data-place='{place}']")
             browser.wait_for("video.currentTime > 3.3 && !video.error")
