@@ -22,7 +22,10 @@ from guardianberry.detection.openvino_model import file_sha256, load_convert_mod
 if TYPE_CHECKING:
     from torch import nn
 
-MEMORY_LIMIT_BYTES = 8 << 30  # a graph that needs more gets MemoryError
+    from guardianberry.detection import yolov5
+
+# A conversion of yolov5n needs 0.3 GB, one of yolov5x (0.17 GB) 1.0 GB; a file that wants more gets MemoryError.
+MEMORY_LIMIT_BYTES, MEMORY_LIMIT_FILE_SIZES = 1 << 30, 12
 # Exit codes: these weights can never be used; or this computer cannot convert them (no torch, memory or space).
 REFUSED, FAILED_HERE = 1, 3
 
@@ -59,7 +62,14 @@ def convert_checkpoint(source: Path, out: Path, *, half: bool) -> None:
     """Convert a YOLOv5 .pt. No code in the file is run: see yolov5.load_checkpoint, also for its errors."""
     from guardianberry.detection import yolov5
 
-    export(yolov5.load_checkpoint(source), out, model_name=source.name, source_sha256=file_sha256(source), half=half)
+    sha256 = file_sha256(source)
+    model = adjust(yolov5.load_checkpoint(source), sha256)
+    export(model, out, model_name=source.name, source_sha256=sha256, half=half)
+
+
+def adjust(model: yolov5.Model, source_sha256: str) -> yolov5.Model:
+    """The network to export in place of `model`, which the file with this hash holds: here the same."""
+    return model
 
 
 def convert_graph(source: Path, out: Path, *, half: bool) -> None:
@@ -73,14 +83,17 @@ def convert_graph(source: Path, out: Path, *, half: bool) -> None:
     save(graph, out, info, half=half)
 
 
-def _lower_priority() -> None:
+def _lower_priority(source: Path) -> None:
     """The daemon and the camera get the CPU first, and memory: the kernel kills this process first if it is short."""
     os.nice(10)
     os.umask(0o077)
     os.environ["OMP_NUM_THREADS"] = "1"  # torch's idle threads use CPU
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(ValueError, OSError):  # a lower hard limit is set already
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+        parts = [part for part in (source, source.with_suffix(".bin")) if part.is_file()]
+        source_bytes = sum(part.stat().st_size for part in parts)
+        limit_bytes = MEMORY_LIMIT_BYTES + MEMORY_LIMIT_FILE_SIZES * min(source_bytes, 1 << 29)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
@@ -93,7 +106,7 @@ def main(arguments: list[str]) -> int:
     if len(paths) != 2 or paths[0].suffix not in CONVERTERS or paths[1].suffix != ".xml":
         sys.stderr.write("usage: python -m guardianberry.convert [--half] IN.pt|IN.xml OUT.xml\n")
         return 2
-    _lower_priority()
+    _lower_priority(paths[0])
     try:
         CONVERTERS[paths[0].suffix](*paths, half="--half" in arguments)
     except Exception as error:  # noqa: BLE001 - the process's outermost frame

@@ -1,21 +1,21 @@
-"""YOLOv5 as torch modules: read official checkpoints, build new networks, keep only the person class.
+"""YOLOv5 as torch modules: read checkpoints, build new networks, keep only the person class.
 
 Imported by the conversion child, by `training/` and by tests. The daemon itself does not import it, because torch takes
-2.4 s and 350 MB. Class and attribute names are those of YOLOv5 v7.0 (Ultralytics, AGPL-3.0): an official checkpoint is
-a pickle of whole module objects, and `torch.load` puts their attributes into these classes. Only the layers of the P5
-models n, s, m, l and x (v6.0 and later) are known; anything else is refused.
+2.4 s and 350 MB. Class and attribute names are those of YOLOv5 v7.0 (Ultralytics, AGPL-3.0), since checkpoints hold
+them. Only the layers of the P5 models n, s, m, l and x (v6.0 and later) are known; anything else is refused.
 """
 
 from __future__ import annotations
 
 import math
-import pickle
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from guardianberry.detection.checkpoint import Checkpoint
+from guardianberry.detection.pickle_reader import CheckpointError, Layer
 
 # width/height in pixels, three per head, finest first: YOLOv5's own, fitted to COCO.
 COCO_ANCHORS_PX = (
@@ -25,10 +25,7 @@ COCO_ANCHORS_PX = (
 )
 STRIDES_PX = (8, 16, 32)
 PERSON_CLASS = 0  # of the 80 COCO classes
-
-
-class CheckpointError(ValueError):
-    """The file is not a YOLOv5 checkpoint that can be read safely; the message says why and what to do."""
+MAX_CLASSES = 1000
 
 
 class Conv(nn.Module):
@@ -101,16 +98,15 @@ class Concat(nn.Module):
 class Detect(nn.Module):
     """The three heads. Returns raw maps, one a stride: [batch, anchors * outputs, height, width], before any sigmoid.
 
-    `no` outputs an anchor: x, y, w, h, objectness, then one per class (none if `build` made it with nc == 1).
+    `no` outputs an anchor: x, y, w, h, objectness, then one a class.
     `anchors` is a buffer in units of the stride, as in the official checkpoints.
     """
 
     anchors: Tensor
 
-    def __init__(self, nc: int, anchors_px: tuple, channels: tuple[int, ...]) -> None:
+    def __init__(self, outputs: int, anchors_px: tuple, channels: tuple[int, ...]) -> None:
         super().__init__()
-        self.nc = nc
-        self.no = 5 if nc == 1 else nc + 5  # with one class, objectness is the score
+        self.no = outputs
         self.nl = len(anchors_px)
         self.na = len(anchors_px[0])
         self.stride = torch.tensor(STRIDES_PX, dtype=torch.float32)
@@ -143,9 +139,18 @@ class Model(nn.Module):
 
 
 def build(
-    *, nc: int, width: float = 0.25, depth: float = 0.33, anchors_px: tuple = COCO_ANCHORS_PX, seed: int = 0
+    *,
+    nc: int,
+    outputs: int = 0,
+    width: float = 0.25,
+    depth: float = 0.33,
+    anchors_px: tuple = COCO_ANCHORS_PX,
+    seed: int = 0,
 ) -> Model:
-    """A YOLOv5 v6 P5 network with random weights (n: width .25, depth .33; s: .50, .33)."""
+    """A YOLOv5 v6 P5 network of `nc` classes with random weights (n: width .25, depth .33; s: .50, .33).
+
+    `outputs` an anchor: by default 5 + nc, but 5 for one class, where objectness is the score.
+    """
     torch.manual_seed(seed)
 
     def ch(channels: int) -> int:
@@ -182,7 +187,7 @@ def build(
         (-1, Conv(ch(512), ch(512), 3, 2)),
         ([-1, 10], Concat()),
         (-1, C3(2 * ch(512), ch(1024), rep(3), shortcut=False)),
-        ([17, 20, 23], Detect(nc, anchors_px, (ch(256), ch(512), ch(1024)))),
+        ([17, 20, 23], Detect(outputs or (5 if nc == 1 else nc + 5), anchors_px, (ch(256), ch(512), ch(1024)))),
     ]
     model = Model()
     for source, layer in layers:
@@ -207,53 +212,74 @@ class Bytes(nn.Module):
         return tuple(self.network(frame.permute(0, 3, 1, 2).float()))
 
 
-_TORCH_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.SiLU, nn.MaxPool2d, nn.Upsample, nn.ModuleList, nn.Sequential)
-_SAFE_GLOBALS: list[Any] = [
-    *((layer, f"models.common.{layer.__name__}") for layer in (Conv, C3, Bottleneck, SPPF, Concat)),
-    *((Detect, "models.yolo.Detect"), (Model, "models.yolo.Model"), (Model, "models.yolo.DetectionModel")),
-    *(OrderedDict, *_TORCH_LAYERS),
-]
-
-
-_LOAD_ERRORS = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-)
+# What a layer computes beyond its numbers. A checkpoint must agree with our own modules in these.
+_ATTRIBUTES = {
+    "Conv2d": ("stride", "padding", "dilation", "groups"),
+    "BatchNorm2d": ("eps",),
+    "MaxPool2d": ("kernel_size", "stride", "padding"),
+    "Upsample": ("scale_factor", "mode"),
+    "Bottleneck": ("add",),
+    "Concat": ("d",),
+}
 
 
 def load_checkpoint(path: Path) -> Model:
-    """An official YOLOv5 detection checkpoint as an f32 network in evaluation mode; raises CheckpointError.
+    """A YOLOv5 detection checkpoint as an f32 network in evaluation mode; raises CheckpointError, OSError.
 
-    No code in the file is run: `weights_only=True` accepts only tensors and the classes in _SAFE_GLOBALS.
+    The file is read by `checkpoint.py`, not by torch, and nothing in it is run. It must hold the layers that `build`
+    makes, of any width and depth up to yolov5x; their numbers are copied into modules of ours.
     """
     try:
-        with torch.serialization.safe_globals(_SAFE_GLOBALS):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        model = checkpoint["ema"] or checkpoint["model"] if "ema" in checkpoint else checkpoint["model"]
-        if not isinstance(model, Model) or not isinstance(model.detect, Detect):
-            raise TypeError("it holds no YOLOv5 detection model")
-    except _LOAD_ERRORS as error:
-        first_line = str(error).strip().partition("\n")[0] or type(error).__name__
+        with Checkpoint(path) as checkpoint:
+            found = checkpoint.root.get("ema") or checkpoint.root["model"]
+            model = _build_like(found)
+            with torch.no_grad():
+                _fill(model, found, checkpoint, "model")
+    except (CheckpointError, LookupError, TypeError, AttributeError, ValueError) as error:
+        reason = str(error) if isinstance(error, CheckpointError) else "it holds no YOLOv5 detection model"
         raise CheckpointError(
-            f"{path.name} cannot be used: {first_line}. Use an official YOLOv5 v7.0 checkpoint"
-            " (yolov5n.pt, yolov5s.pt, ...); no code from this file was run."
+            f"{path.name} cannot be used: {reason}. Use an official YOLOv5 v7.0 checkpoint (yolov5n.pt, yolov5s.pt,"
+            " ...) or one that its train.py finished; no code from this file was run."
         ) from error
-    for module in model.modules():
-        if isinstance(module, nn.Upsample):
-            module.recompute_scale_factor = None  # absent in checkpoints older than torch 1.11
-    return model.float().eval()
+    return model.eval()
+
+
+def _build_like(found: Layer) -> Model:
+    """An unfilled network of the width, depth and classes of `found`, within yolov5x's."""
+    layers = found.state["_modules"]["model"].state["_modules"]
+    channels = layers["0"].state["_modules"]["conv"].state["_parameters"]["weight"].shape[0]
+    repeats = len(layers["6"].state["_modules"]["m"].state["_modules"])
+    rows = layers["24"].state["_modules"]["m"].state["_modules"]["0"].state["_parameters"]["bias"].shape[0]
+    if channels > 80 or repeats > 12 or rows % 3 or rows > 3 * (5 + MAX_CLASSES):
+        raise CheckpointError(f"it has {channels} channels, {repeats} repeats and {rows} outputs: not a YOLOv5 P5 size")
+    return build(nc=rows // 3 - 5, outputs=rows // 3, width=channels / 64, depth=repeats / 9)
+
+
+def _fill(module: nn.Module, found: Layer, checkpoint: Checkpoint, place: str) -> None:
+    """Copy the numbers of `found`, module by module; CheckpointError where it differs from `module`."""
+    name, state = type(module).__name__, found.state
+    attributes = _ATTRIBUTES.get(name, ()) + (("f",) if hasattr(module, "f") else ())
+    if found.name != name or any(state[attribute] != getattr(module, attribute) for attribute in attributes):
+        raise CheckpointError(f"its {place} is another {found.name} than in YOLOv5 v6 and v7")
+    for numbers, known in ((state["_parameters"], module._parameters), (state["_buffers"], module._buffers)):
+        if {key for key, tensor in numbers.items() if tensor} != {key for key, own in known.items() if own is not None}:
+            raise CheckpointError(f"its {place} has other weights than in YOLOv5 v6 and v7")
+        for key, own in known.items():
+            if own is not None:
+                if numbers[key].shape != own.shape:
+                    raise CheckpointError(f"its {place}.{key} has shape {numbers[key].shape}, not {tuple(own.shape)}")
+                own.copy_(torch.from_numpy(checkpoint.read(numbers[key]).astype(own.numpy().dtype)))
+    children = dict(module.named_children())
+    if set(state["_modules"]) != set(children):
+        raise CheckpointError(f"its {place} has other layers than YOLOv5 v6 and v7")
+    for key, child in children.items():
+        _fill(child, state["_modules"][key], checkpoint, f"{place}.{key}")
 
 
 def keep_person_only(model: Model) -> Model:
     """Cut the heads, in place, to x, y, w, h, objectness and the person class: 6 outputs an anchor.
 
-    A network that knows only persons keeps its 5 outputs an anchor.
+    A network of 5 or 6 outputs knows only persons and stays as it is.
     """
     detect = model.detect
     if detect.no <= 6:
@@ -264,7 +290,7 @@ def keep_person_only(model: Model) -> Model:
         cut.weight = nn.Parameter(head.weight[rows].detach().clone())  # type: ignore[index]
         cut.bias = nn.Parameter(head.bias[rows].detach().clone())  # type: ignore[index]
         detect.m[i] = cut
-    detect.nc, detect.no = 1, 6
+    detect.no = 6
     return model
 
 
