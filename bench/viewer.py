@@ -122,7 +122,8 @@ def main() -> None:
 
 
 def take_screenshot(page: Path, picture: Path, *, dark: bool) -> None:
-    with Chromium(width_px=1000, height_px=640, dark=dark) as browser:
+    with Chromium(width_px=640, height_px=510, dark=dark) as browser:
+        browser.call("Emulation.setScrollbarsHidden", hidden=True)
         browser.open(page.resolve().as_uri())
         browser.wait_for("[...document.querySelectorAll('.card img')].slice(0, 3).every((image) => image.complete)")
         browser.screenshot(picture)

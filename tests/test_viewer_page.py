@@ -133,6 +133,18 @@ def test_a_clip_shorter_than_its_pre_roll_plays_from_its_beginning(quiet: Chromi
     quiet.wait_for("video.currentTime > 0 && video.currentTime < 1.5")
 
 
+def test_a_clip_that_does_not_play_says_so(browser: Chromium, tmp_path: Path, clip: Film) -> None:
+    store = ListStore()
+    store.clip(b"\0\0\0\x20ftypisom" + bytes(1000), clip_metadata())
+    store.clip(clip.finished, clip_metadata(START_S - 60))
+    fresh(browser, show(store, tmp_path, days=7, clock=lambda: store.now_s)[0])
+    browser.click(".card")
+    browser.wait_for("document.getElementById('caption').textContent.endsWith('this clip does not play')")
+    browser.press("ArrowRight")
+    browser.wait_for("video.currentTime > 3")
+    assert "does not play" not in browser.run("document.getElementById('caption').textContent")
+
+
 def test_arrow_keys_go_on_and_what_was_seen_comes_after_what_was_not(quiet: Chromium, page: Path) -> None:
     fresh(quiet, page)
     assert "5 events, 5 not yet seen" in quiet.run("document.getElementById('summary').innerText")

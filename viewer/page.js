@@ -260,6 +260,9 @@ function play(event) {
     video.currentTime = video.duration > moment + 1 ? moment : 0;
     video.play().catch(() => {}); // a browser that wants another click
   };
+  video.onerror = () => {
+    if (video.hasAttribute("src")) byId("caption").textContent += " · this clip does not play";
+  };
   video.src = event.clip;
 }
 
