@@ -10,19 +10,22 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import ssl
 import sys
+import threading
 import urllib.parse
 
-# boto3 waits for a credential_process without any limit of its own, and the uploads wait with it.
-TIMEOUT_S = 10
+# For all of it, the look-up of the name included: boto3 waits for a credential_process without any limit of its own,
+# and the uploads wait with it. A limit on each read would let an answer drip for hours.
+LIMIT_S = 20
 
 
 def fetch(endpoint: str, role_alias: str, certificate: str, private_key: str, ca: str | None) -> dict[str, str]:
     """What AWS IoT's credential provider answers; raises OSError, HTTPException, ValueError or KeyError."""
     context = ssl.create_default_context(cafile=ca)
     context.load_cert_chain(certificate, private_key)
-    connection = http.client.HTTPSConnection(endpoint, timeout=TIMEOUT_S, context=context)
+    connection = http.client.HTTPSConnection(endpoint, timeout=LIMIT_S, context=context)
     try:
         connection.request("GET", f"/role-aliases/{urllib.parse.quote(role_alias, safe='')}/credentials")
         response = connection.getresponse()
@@ -45,6 +48,17 @@ def for_boto3(credentials: dict[str, str]) -> dict[str, object]:
     }
 
 
+def give_up(args: argparse.Namespace) -> None:
+    """Ends the process from a second thread: nothing else ends a name look-up or a read that goes on and on."""
+    complain(args, f"no whole answer within {LIMIT_S} s")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def complain(args: argparse.Namespace, reason: str) -> None:
+    sys.stderr.write(f"no AWS credentials from {args.endpoint} with {args.certificate}: {reason}\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("endpoint", help="aws iot describe-endpoint --endpoint-type iot:CredentialProvider")
@@ -53,12 +67,16 @@ def main() -> int:
     parser.add_argument("private_key", help="PEM file, mode 0600")
     parser.add_argument("--ca", help="PEM file, where the system does not know Amazon's root certificates")
     args = parser.parse_args()
+    limit = threading.Timer(LIMIT_S, give_up, [args])
+    limit.daemon = True
+    limit.start()
     try:
         answer = for_boto3(fetch(args.endpoint, args.role_alias, args.certificate, args.private_key, args.ca))
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        sys.stderr.write(f"no AWS credentials from {args.endpoint} with {args.certificate}: {reason}\n")
+        complain(args, " ".join(f"{type(error).__name__}: {error}".split()))
         return 1
+    finally:
+        limit.cancel()
     sys.stdout.write(json.dumps(answer) + "\n")
     return 0
 

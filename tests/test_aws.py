@@ -5,11 +5,14 @@ The commands are run by bash against a moto server (a process of its own), the u
 
 from __future__ import annotations
 
+import configparser
 import json
 import re
 import stat
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from botocore.exceptions import ClientError
 import detect_and_upload
 from tests import aws_rig
 from tests.aws_cli import AwsCli, expand_for_each
+from tests.aws_functions import Stack
 from tests.aws_policies import (
     UPLOAD,
     allowed_of_all,
@@ -205,7 +209,8 @@ def test_ten_minutes_later_the_camera_uploads(deployed: Moto, home: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_daemon_uploads_with_that_key(deployed: Moto, home: Path, tmp_path: Path, models: Path) -> None:
+def test_from_the_daemons_camera_to_the_owners_mail(deployed: Moto, home: Path, tmp_path: Path, models: Path) -> None:
+    stack = Stack(deployed)
     deployed.check_keys(on=True)
     environment = {"HOME": str(home), "AWS_ENDPOINT_URL_S3": deployed.url}
     stand_in = {"STAND_IN_VIDEO": str(SCENE), "STAND_IN_AT_END": "hold"}
@@ -218,6 +223,57 @@ def test_the_daemon_uploads_with_that_key(deployed: Moto, home: Path, tmp_path: 
     assert deployed.keys(IMAGES)
     assert deployed.keys(VIDEOS)
     assert not [secret for secret in camera_keys(home).values() if secret in daemon.log]
+    stack.alert()
+    mails = stack.people.take()
+    assert len(mails) == len(deployed.keys(IMAGES))
+    for mail in mails:
+        assert re.fullmatch(r"[\w '()&+?-]+: person, [1-9]\d? %, \d\d:\d\d", mail["Subject"])
+        assert re.search(r"^Upload began [0-9.]+ s after the frame$", mail["Message"], re.MULTILINE)
+        link = re.findall(r"^http\S+", mail["Message"], re.MULTILINE)[0]
+        with urllib.request.urlopen(link, timeout=10) as picture:
+            assert picture.read(2) == b"\xff\xd8"
+
+
+def test_the_key_to_look_with_reads_both_buckets_and_changes_nothing(deployed: Moto, cli: AwsCli, home: Path) -> None:
+    run_commands(readme_commands("A key to look with"), cli, HOME=str(home))
+    text = (home / ".aws" / "credentials").read_text()
+    assert stat.S_IMODE((home / ".aws" / "credentials").stat().st_mode) == 0o600
+    profile = configparser.ConfigParser()
+    profile.read_string(text)
+    keys = dict(profile["guardianberry"])
+    assert profile["default"]["aws_access_key_id"] != keys["aws_access_key_id"], "the first profile is left alone"
+    there = {"Key": "there", "Body": b"evidence"}
+    for bucket in (VIDEOS, IMAGES):
+        deployed.service("s3").put_object(Bucket=bucket, **there)
+    deployed.check_keys(on=True)
+    s3 = deployed.service("s3", **keys)
+    for bucket in (VIDEOS, IMAGES):
+        assert status_of(s3, "list_objects_v2", {"Bucket": bucket}) == 200
+        assert status_of(s3, "get_object", {"Bucket": bucket, "Key": "there"}) == 200
+        for call, asked in (("put_object", there), ("delete_object", {"Key": "there"}), ("get_bucket_policy", {})):
+            assert status_of(s3, call, {"Bucket": bucket, **asked}) == 403
+    assert status_of(deployed.service("iam", **keys), "list_users", {}) == 403
+
+
+def test_the_commands_without_the_functions(deployed: Moto, cli: AwsCli, home: Path) -> None:
+    """As somebody with another S3 server runs them, with Python and boto3 in the way."""
+    start_s = int(time.time()) - 16 * 60
+    metadata = {"confidence": "87", "camera_name": "Front door", "local_time": "2026-11-22T21:14:05+01:00"}
+    s3 = deployed.service("s3")
+    s3.put_object(Bucket=IMAGES, Key="key.jpg", Body=b"picture", Metadata=metadata)
+    s3.put_object(Bucket=VIDEOS, Key=f"alive/front-door/{start_s}", Body=b'{"camera_name": "Front door"}')
+    python = Path(sys.executable).parent
+    path = cli.path.replace(":/usr/bin", f":{python}:/usr/bin", 1)
+    said = run_commands(
+        readme_commands("Without the functions, and on other S3 servers"),
+        cli,
+        **{**deployed.environment(), "PATH": path, "HOME": str(home)},
+    )
+    subjects = [line for line in said.splitlines() if line.startswith("Subject: ")]
+    assert len(subjects) == 3
+    assert subjects[0] == "Subject: Front door: person, 87 %, 21:14"
+    assert subjects[1].startswith("Subject: Front door: silent since ")
+    assert subjects[2].startswith("Subject: NOT WELL (1): ")
 
 
 def test_the_key_lies_where_only_the_daemons_user_can_read_it(deployed: Moto, home: Path) -> None:

@@ -140,7 +140,7 @@ def assert_one_complaint(log: str) -> None:
     complaints = [line for line in log.splitlines() if not line.startswith(("INFO ", "DEBUG "))]
     assert len(complaints) == 1, log
     assert complaints[0].startswith("WARNING ")
-    assert "the AWS credentials cannot be read or made" in complaints[0]
+    assert "the AWS credentials cannot be read or obtained" in complaints[0]
     assert SECRET not in log
 
 
@@ -201,6 +201,7 @@ class CredentialsEndpoint:
         self._folder = folder
         self.asked: list[tuple[str, str]] = []
         self.status = 200
+        self.drips = threading.Event()
         openssl("req", "-x509", *CURVE, "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-out",
                 self.certificate, "-keyout", self._private_key)  # fmt: skip
         endpoint = self
@@ -209,6 +210,8 @@ class CredentialsEndpoint:
             def do_GET(self) -> None:
                 subject = self.connection.getpeercert()["subject"]  # type: ignore[attr-defined]
                 endpoint.asked.append((subject[0][0][1], self.path))
+                while endpoint.drips.is_set() and not self.server.stopped.wait(0.1):  # type: ignore[attr-defined]
+                    self.wfile.write(b"H")
                 body = {"credentials": keys()} if endpoint.status == 200 else {"message": "Access Denied"}
                 self.send_response(endpoint.status)
                 self.end_headers()
@@ -222,6 +225,7 @@ class CredentialsEndpoint:
         context.load_verify_locations(self.certificate)
         context.verify_mode = ssl.CERT_REQUIRED
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.stopped = threading.Event()  # type: ignore[attr-defined]
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.address = f"127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -235,6 +239,7 @@ class CredentialsEndpoint:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._server.stopped.set()  # type: ignore[attr-defined]
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -351,3 +356,24 @@ def test_iot_credentials_that_fail_say_so_in_one_line(
     assert len(error.splitlines()) == 1
     expected = {"refused": "Access Denied", "untrusted server": "CERTIFICATE_VERIFY_FAILED"}
     assert expected.get(broken, "Error") in error
+
+
+@needs_openssl
+def test_an_answer_that_drips_ends_within_the_one_limit(certified: tuple[CredentialsEndpoint, list[str]]) -> None:
+    """Each read succeeds, so that a limit on reads never ends it."""
+    endpoint, command = certified
+    endpoint.drips.set()
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from aws import iot_credentials as it; it.LIMIT_S = 1.5; "
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program + "sys.exit(it.main())", *command[2:]],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("no AWS credentials from 127.0.0.1:")
+    assert done.stderr.endswith(": no whole answer within 1.5 s\n")
+    assert len(endpoint.asked) == 1
