@@ -18,10 +18,14 @@ Configure it by editing the constants below. README.md explains each; the parts 
 
 from __future__ import annotations
 
+import os
+
+if __name__ == "__main__":
+    os.umask(0o077)  # before the first import of ours, which writes __pycache__; all files of this process are private
+
 import argparse
 import faulthandler
 import logging
-import os
 import signal
 import sys
 import threading
@@ -29,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guardianberry.logs import formatter
+from guardianberry.machine import StopFlag, keep_memory_off_the_disk
 from guardianberry.recording.clock import CLOCK_WAIT_S, Clock, system_clock_is_synchronised
 from guardianberry.recording.recorder import Inference, Recorder, Start, Stop
 from guardianberry.settings import find_problems
@@ -78,7 +83,7 @@ LOOP_TICK_S = 0.5  # the loop runs this often even without a frame; at most 1 s,
 LOOP_STALL_S = 60  # after so long the loop hangs in native code; its slowest pass, a camera restart, takes 3 s
 DEMO_GAP_S = 10  # in place of MIN_GAP_BETWEEN_VIDEO_START_S, so that the demo shows two events within half a minute
 EXIT_CANNOT_RUN = 1  # now: another one runs, no weights; launch.sh tries again, with growing pauses
-EXIT_NEEDS_EDITING = 2  # only an edit of this file helps, so launch.sh does not try again
+EXIT_NEEDS_EDITING = 78  # EX_CONFIG of sysexits.h: only an edit of this file helps, so launch.sh does not try again
 
 log = logging.getLogger("guardianberry")
 
@@ -267,7 +272,9 @@ def main() -> int:
     if options.upload and not options.check:
         parser.error("--upload goes with --check only")
 
-    os.umask(0o077)  # all files of this process are private
+    keep_memory_off_the_disk()
+    video = str(Path(options.demo).resolve()) if options.demo else ""
+    os.chdir("/")  # nothing of a folder that others may write to, from which this was called, is ever loaded
     if options.check:
         from guardianberry.doctor.check import check
 
@@ -277,14 +284,14 @@ def main() -> int:
         for advice in problems:
             log.error("%s (top of %s)", advice, Path(__file__).name)
         return EXIT_NEEDS_EDITING
-    stop = threading.Event()
+    stop = StopFlag()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     if options.demo is None:
         return guard(HERE, stop)
     from guardianberry.demo import demo_folder
 
-    with demo_folder(HERE, options.demo, stop) as folder:
+    with demo_folder(HERE, video, stop) as folder:
         return guard(folder, stop, demo=True)
 
 

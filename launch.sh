@@ -89,7 +89,7 @@ while :; do
         code=$?
     done
     child=
-    if [ -n "$asked_to_stop" ] || [ "$code" -eq 0 ] || [ "$code" -eq 2 ]; then exit "$code"; fi
+    if [ -n "$asked_to_stop" ] || [ "$code" -eq 0 ] || [ "$code" -eq 78 ]; then exit "$code"; fi
     if [ $((SECONDS - started)) -gt 600 ]; then pause_s=2; fi
     say "the daemon ended with code $code; starting it again in $pause_s s"
     rest "$pause_s"

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from guardianberry.machine import for_child
+
 log = logging.getLogger(__name__)
 
 _UPLOAD_WAIT_S = 15.0
@@ -29,7 +31,7 @@ def demo_folder(here: Path, video: str, stop: threading.Event) -> Iterator[Path]
 
     Sets `stop` when the video is over and all files are uploaded, and logs at the end where the objects are.
     """
-    source = Path(video).resolve() if video else here / "demo" / "scene.mp4"
+    source = Path(video) if video else here / "demo" / "scene.mp4"
     if not source.is_file():
         raise SystemExit(f"{source}: no such video")
     folder = here / "demo-output" / time.strftime("%Y%m%d-%H%M%S")
@@ -55,7 +57,7 @@ def demo_folder(here: Path, video: str, stop: threading.Event) -> Iterator[Path]
 def _s3_stand_in(here: Path, folder: Path) -> Iterator[str]:
     """A process that answers PutObject on a loopback port; yields its URL."""
     command = [sys.executable, str(here / "demo" / "s3_stand_in.py"), str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as server:
+    with subprocess.Popen(command, **for_child(), stdout=subprocess.PIPE, text=True, start_new_session=True) as server:
         try:
             assert server.stdout is not None
             yield f"http://127.0.0.1:{int(server.stdout.readline())}"

@@ -40,6 +40,11 @@ class OncePerCause:
             return sum(self._repeats.pop(cause) for cause in [cause for cause in self._repeats if is_over(cause)])
 
 
+def without_control(text: str) -> str:
+    """Control characters, those of escape sequences too, as backslash escapes. Tabs and line ends stay."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
 class LineFormatter(logging.Formatter):
     """Time, level, message. Control characters are escaped, so no text can look like another entry."""
 
@@ -48,10 +53,7 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         lines = super().format(record).split("\n")
-        return "\n".join((_MORE if more else "") + self._line(record, line) for more, line in enumerate(lines))
-
-    def _line(self, record: logging.LogRecord, line: str) -> str:
-        return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], line)
+        return "\n".join((_MORE if more else "") + without_control(line) for more, line in enumerate(lines))
 
 
 class JournalFormatter(LineFormatter):

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
+import hmac
 import logging
+import math
 import os
 import re
+import resource
+import subprocess
+import threading
+import time
+import uuid
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +25,14 @@ _DEVICE_TREE_SERIAL = Path("sys/firmware/devicetree/base/serial-number")
 _CPUINFO = Path("proc/cpuinfo")
 _MACHINE_ID = Path("etc/machine-id")
 _UNKNOWN_SERIAL = "unknown"
+_APPLICATION = uuid.UUID("5c0d9a3f0b2e4d6c9a51b8f1e7d24c36")  # any fixed number, ours alone
+_LOCK_NAME = ".lock"
 _M_ARENA_MAX = -8  # malloc.h
+_STOP_POLL_S = 0.1
+_FOR_EVERY_CHILD = ("PATH", "HOME", "LANG", "LC_*", "TZ", "TMPDIR", "LD_PRELOAD")
+# Before `import cv2`, which puts folders and an empty entry in front: the current folder, where anybody may have put a
+# library.
+_LIBRARY_PATH = os.environ.get("LD_LIBRARY_PATH")
 
 
 def use_one_malloc_arena() -> None:
@@ -25,9 +42,39 @@ def use_one_malloc_arena() -> None:
         libc.mallopt(_M_ARENA_MAX, 1)
 
 
-def environment_without_credentials() -> dict[str, str]:
-    """For child processes: none of them uses S3, and one opens files of unknown origin."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+def for_child(*variables: str, folder: Path = Path("/")) -> dict[str, Any]:
+    """Arguments of subprocess.Popen that every child of this package is started with.
+
+    No input, no credentials, a current folder that nobody else can write to, and only the variables that it needs:
+    `variables` are names, or patterns such as "NAME_*".
+    """
+    names = (*_FOR_EVERY_CHILD, *variables)
+    wanted = {name: value for name, value in os.environ.items() if any(fnmatchcase(name, one) for one in names)}
+    library_path = {} if _LIBRARY_PATH is None else {"LD_LIBRARY_PATH": _LIBRARY_PATH}
+    return {"env": wanted | library_path, "cwd": folder, "stdin": subprocess.DEVNULL}
+
+
+class StopFlag(threading.Event):
+    """An Event that a signal handler may set. Event.set takes a lock, and a second signal can come while it is held."""
+
+    _is_up = False
+
+    def set(self) -> None:
+        self._is_up = True
+
+    def is_set(self) -> bool:
+        return self._is_up
+
+    def wait(self, timeout: float | None = None) -> bool:
+        deadline_s = math.inf if timeout is None else time.monotonic() + timeout
+        while not self._is_up and (left_s := deadline_s - time.monotonic()) > 0:
+            time.sleep(min(left_s, _STOP_POLL_S))
+        return self._is_up
+
+
+def keep_memory_off_the_disk() -> None:
+    """No core dumps, of this process and its children: they would hold the secret key."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 class FolderError(RuntimeError):
@@ -39,15 +86,23 @@ class AlreadyRunningError(FolderError):
 
 
 def get_rpi_serial_number(root: Path = Path("/")) -> str:
-    """The Pi's serial number; on other machines the machine's id; "unknown" if there is neither.
+    """The Pi's serial number; on other machines a number made of the machine's id; "unknown" if there is neither.
 
     ASCII letters, digits and dashes only, because it travels in an HTTP header.
     """
     serial = read_text(root / _DEVICE_TREE_SERIAL).rstrip("\0 \n")
     if not serial:  # kernels of some distributions have it in cpuinfo alone
         match = re.search(r"^Serial\s*:\s*(\S+)", read_text(root / _CPUINFO), re.MULTILINE)
-        serial = match[1] if match else read_text(root / _MACHINE_ID).strip()
+        serial = match[1] if match else _application_id(read_text(root / _MACHINE_ID).strip())
     return re.sub(r"[^0-9A-Za-z-]", "", serial) or _UNKNOWN_SERIAL
+
+
+def _application_id(machine_id: str) -> str:
+    """As sd_id128_get_machine_app_specific(3): the machine's id itself is confidential, says machine-id(5)."""
+    if not re.fullmatch("[0-9a-f]{32}", machine_id):
+        return ""
+    digest = hmac.digest(bytes.fromhex(machine_id), _APPLICATION.bytes, "sha256")
+    return uuid.UUID(bytes=digest[:16], version=4).hex
 
 
 def make_private_folder(folder: Path) -> None:
@@ -70,14 +125,50 @@ def make_private_folder(folder: Path) -> None:
 def lock_folder(folder: Path) -> int:
     """Lock the folder until this process ends, however it ends; raises AlreadyRunningError.
 
-    The lock is on the folder itself, so it leaves no file behind. Keep the returned descriptor open.
+    Keep the returned descriptor open.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = _open_lock(folder, os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
         raise AlreadyRunningError(f"another daemon already works in {folder}; stop it first") from error
+    return descriptor
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a daemon works in the folder. Makes no file."""
+    descriptor = _open_lock(folder)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)  # with it a lock that was free goes
+    return False
+
+
+def _open_lock(folder: Path, create: int = 0) -> int:
+    """A file that other users cannot open: whoever can open it can lock it, and keep the daemon from starting.
+
+    Where there is none and none can be made (a read-only card, say), the folder itself.
+    """
+    path = folder / _LOCK_NAME
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | create, 0o600)
+    except OSError as error:
+        if create:
+            log.warning(
+                "%s cannot be opened (%s): other users of this machine can keep a daemon from starting",
+                path,
+                error.strerror,
+            )
+        return os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    if create:
+        with contextlib.suppress(OSError):  # a read-only card, or not ours
+            os.fchmod(descriptor, 0o600)
+            owner = folder.stat()
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)  # when run with sudo
     return descriptor
 
 

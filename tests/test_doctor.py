@@ -119,7 +119,14 @@ class Machine:
     def check(self, *, upload: bool = False, **constants: object) -> tuple[int, str]:
         out = io.StringIO()
         constants = vars(script) | {"WEIGHTS": "tiny.xml", "MIN_FREE_DISK_BYTES": 0} | constants
-        site = Site(self.root, lambda: self.user, lambda: self.running, lambda: self.is_synchronised, self.wait_s)
+        site = Site(
+            self.root,
+            self.program / "env",
+            lambda: self.user,
+            lambda: self.running,
+            lambda: self.is_synchronised,
+            self.wait_s,
+        )
         make_detector = functools.partial(self.make_detector, constants["WEIGHTS"])
         code = check(self.program, constants, script.make_camera, make_detector, upload=upload, site=site, out=out)
         return code, out.getvalue()
@@ -234,6 +241,20 @@ def test_a_camera_without_a_frame(machine: Machine, proxy: FaultyProxy) -> None:
     assert code == 1
     assert "imx708 [4608x2592]" in line(page, "camera", "ok")
     assert re.search(r"no frame within 1 s: .*no luck", line(page, "video", "FAIL"))
+
+
+def test_what_a_camera_program_prints_cannot_reach_the_terminal(machine: Machine, proxy: FaultyProxy) -> None:
+    machine.use(proxy.url)
+    machine.wait_s = 1.0
+    machine.command(
+        "rpicam-vid",
+        r"""case "$*" in --list-cameras) printf '0 : imx708\033]0;title\007 (/base)\n';;
+--*) printf 'v1.2.3\033[2J\n';; *) exit 1;; esac""",
+    )
+    _, page = machine.check()
+    assert "\x1b" not in page
+    assert r"v1.2.3\x1b[2J" in line(page, "program", "warn")
+    assert r"imx708\x1b]0;title\x07" in line(page, "camera", "ok")
 
 
 def test_the_camera_of_a_running_daemon_is_not_disturbed(machine: Machine, proxy: FaultyProxy) -> None:

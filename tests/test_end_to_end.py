@@ -274,6 +274,6 @@ def test_an_option_that_launch_sh_would_take_for_another_is_refused(tmp_path, mo
 )
 def test_a_broken_constant_is_named_before_anything_starts(tmp_path, models, constants, named):
     daemon = Daemon(tmp_path, models, **constants).start()
-    assert daemon.process.wait(30) == 2
+    assert daemon.process.wait(30) == 78
     assert named in daemon.log
     assert "camera" not in daemon.log

@@ -6,8 +6,8 @@ import shutil
 import subprocess
 from typing import NamedTuple
 
-from guardianberry.camera.process import PACKAGE, PROGRAMS, CameraError
-from guardianberry.machine import environment_without_credentials
+from guardianberry.camera.process import PACKAGE, PROGRAMS, VARIABLES, CameraError
+from guardianberry.machine import for_child
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +54,7 @@ def ask_for_help(program: str) -> str | None:
     try:
         answer = subprocess.run(
             [program, "--help"],
-            env=environment_without_credentials(),
-            stdin=subprocess.DEVNULL,
+            **for_child(*VARIABLES),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=HELP_TIMEOUT_S,

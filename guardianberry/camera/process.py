@@ -10,12 +10,13 @@ import threading
 from collections import deque
 from typing import NamedTuple
 
-from guardianberry.machine import environment_without_credentials
+from guardianberry.machine import for_child
 
 log = logging.getLogger(__name__)
 
 PROGRAMS = ("rpicam-vid", "libcamera-vid")
 PACKAGE = "rpicam-apps"
+VARIABLES = ("LIBCAMERA_*", "STAND_IN_*")  # the camera program needs: libcamera's, and the stand-in's of demo and tests
 # How it is stopped, 2.5 s in all. rpicam-vid handles SIGINT, but only when a frame arrives.
 STOP_SIGNALS = ((signal.SIGINT, 1.0), (signal.SIGTERM, 0.5), (signal.SIGKILL, 1.0))
 STDERR_LINES = 20
@@ -57,9 +58,8 @@ class CameraProcess:
         try:
             self._process = subprocess.Popen(
                 [*guard, *command],
-                stdin=subprocess.DEVNULL,
+                **for_child(*VARIABLES),
                 stdout=video_end,
-                env=environment_without_credentials(),
                 stderr=subprocess.PIPE,
                 start_new_session=True,
             )

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from guardianberry.detection.convert import CONVERTERS, REFUSED
 from guardianberry.detection.openvino_model import CONVERTER_VERSION, file_sha256
-from guardianberry.machine import environment_without_credentials
+from guardianberry.machine import for_child
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ OFFICIAL_SHA256: Mapping[str, str | None] = {
 }
 BUNDLED = "guardianberry-n.xml"
 DOWNLOAD_LIMIT_S = 900.0
+_DOWNLOAD_VARIABLES = ("*_proxy", "*_PROXY", "SSL_CERT_*")
 POLL_S = 0.2  # a child is ended so soon after a stop
 
 
@@ -197,9 +198,7 @@ def _run(command: Sequence[str], limit_s: float, stop: threading.Event) -> _Ende
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(
             command,
-            cwd=Path(__file__).resolve().parents[2],
-            env=environment_without_credentials(),
-            stdin=subprocess.DEVNULL,
+            **for_child(*_DOWNLOAD_VARIABLES, folder=Path(__file__).resolve().parents[2]),
             stdout=output,
             stderr=output,
             start_new_session=True,

@@ -7,7 +7,6 @@ It writes into the buckets only when it is asked to, because a new object may al
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,8 +29,9 @@ from guardianberry.doctor.machine import (
     current_user,
 )
 from guardianberry.doctor.page import Finding, Page, fail, ok, warn
+from guardianberry.doctor.permissions import check_permissions
 from guardianberry.doctor.s3 import check_s3
-from guardianberry.machine import AlreadyRunningError, lock_folder
+from guardianberry.machine import is_locked
 from guardianberry.recording.clock import system_clock_is_synchronised
 from guardianberry.settings import by_name, find_problems
 
@@ -44,6 +44,7 @@ class Site(NamedTuple):
     """What the daemon's surroundings say; a test has its own."""
 
     root: Path = Path("/")
+    env: Path = Path(sys.prefix)
     user: Callable[[], User] = current_user
     running_cameras: Callable[[], list[RunningCamera]] = running_cameras
     clock_is_synchronised: Callable[[], bool] = system_clock_is_synchronised
@@ -73,6 +74,7 @@ def check(
         page.add([ok("settings", "the constants in detect_and_upload.py fit together")])
     page.add([check_system(site.root)])
     page.add(check_user(folder, user))
+    page.add(check_permissions(folder, site.env))
     is_worth_trying = not page.failed  # as root in another user's folder, trying would leave files that he cannot read
     page.add(check_power())
     page.add([check_clock(site.clock_is_synchronised, time.strftime("%Y-%m-%d %H:%M:%S %Z"))])
@@ -109,12 +111,3 @@ def _camera_and_model(
     else:
         grey = np.full((c.FRAME_HEIGHT_PX, c.FRAME_WIDTH_PX, 3), 114, np.uint8)
         yield check_model(make_detector, frame, grey)
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a daemon works in the folder: the lock is taken and given back at once."""
-    try:
-        os.close(lock_folder(folder))
-    except AlreadyRunningError:
-        return True
-    return False

@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from guardianberry.camera.process import VARIABLES
 from guardianberry.doctor.page import Finding, fail, ok, warn
 from guardianberry.filenames import PART_PREFIX
-from guardianberry.machine import environment_without_credentials, read_text
+from guardianberry.machine import for_child, read_text
 from guardianberry.recording.clock import CLOCK_WAIT_S
 
 LITTLE_SPACE_BYTES = 1_000_000_000  # about 200 clips: a weekend without network
@@ -34,8 +35,7 @@ def output_of(*command: str) -> str | None:
     try:
         answer = subprocess.run(
             command,
-            env=environment_without_credentials(),
-            stdin=subprocess.DEVNULL,
+            **for_child(*VARIABLES),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             timeout=COMMAND_TIMEOUT_S,

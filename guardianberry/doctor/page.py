@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple, TextIO
 
+from guardianberry.logs import without_control
+
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 _LINE_WIDTH = 100
 _INDENT = " " * 19
@@ -54,7 +56,9 @@ class Page:
     def add(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
             self._levels[finding.level] += 1
-            print(finding, file=self._out, flush=True)
+            print(
+                without_control(str(finding)), file=self._out, flush=True
+            )  # a program that was asked may print anything
 
     def end(self, *, upload: bool) -> int:
         """Write the verdict; the exit code."""

@@ -1,0 +1,78 @@
+"""--check of who can change the program: another user who can would have his code run as the daemon's user."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from guardianberry.doctor.page import Finding, fail, ok
+
+_EXAMPLES = 3
+
+
+def check_permissions(folder: Path, env: Path) -> Iterator[Finding]:
+    """The program in `folder`, its `env` and the folders that they are in: nobody else may write there."""
+    roots = {folder, *(path.resolve() for path in (folder, env, folder / "models"))}
+    parents = {parent for root in roots for parent in root.parents}
+    found = [path for path in sorted(parents) if is_writable_by_others(path, sticky_is_safe=True)]
+    for root in sorted(roots):
+        found += [path for path in _tree(root) if is_writable_by_others(path)]
+    found = list(dict.fromkeys(found))
+    if not found:
+        yield ok("permissions", "nobody else can change the program")
+        return
+    more = f" and {len(found) - _EXAMPLES} more" if len(found) > _EXAMPLES else ""
+    commands = []
+    for path in found[:_EXAMPLES]:
+        owner = path.lstat().st_uid
+        commands += [f"sudo chown {os.geteuid()} {path}"] if owner not in (0, os.geteuid()) else []
+        commands.append(f"sudo chmod go-w {path}")
+    text = f"other users can write to {', '.join(map(str, found[:_EXAMPLES]))}{more}, and so run code as you"
+    yield fail(
+        "permissions", text, "\n".join(["Run this, and clone the program anew if you do not trust them:", *commands])
+    )
+
+
+def is_writable_by_others(path: Path, *, sticky_is_safe: bool = False) -> bool:
+    """By anybody but root and this user. `sticky_is_safe`: in /tmp others can add files, but not replace ours."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    if stat.S_ISLNK(status.st_mode):
+        return False  # its target is what counts, and it cannot be changed where its folder cannot
+    if status.st_uid not in (0, os.geteuid()):
+        return True
+    if sticky_is_safe and status.st_mode & stat.S_ISVTX:
+        return False
+    by_group = status.st_mode & stat.S_IWGRP and not _is_private_group(status.st_gid)
+    return bool(status.st_mode & stat.S_IWOTH or by_group)
+
+
+def _is_private_group(number: int) -> bool:
+    """Whether nobody but root and this user is in the group."""
+    me = {0, os.geteuid()}
+    members = {entry.pw_uid for entry in pwd.getpwall() if entry.pw_gid == number}
+    with contextlib.suppress(KeyError):
+        for name in grp.getgrgid(number).gr_mem:
+            with contextlib.suppress(KeyError):
+                members.add(pwd.getpwnam(name).pw_uid)
+    return members <= me
+
+
+def _tree(root: Path) -> Iterator[Path]:
+    """The folder and all in it, but what is in folders closed to others, and the files of events."""
+    yield root
+    for name, folders, files in os.walk(root):
+        folder = Path(name)
+        if not folder.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH):
+            folders.clear()
+            continue
+        if folder == root:
+            folders[:] = [one for one in folders if one not in ("videos", "images", "demo-output")]
+        yield from (folder / one for one in (*folders, *files))
