@@ -48,8 +48,8 @@ def tell(bucket, key):
     lines += [at and f"Time: {at:%F %T %Z}", took_ms is not None and f"Upload began {took_ms / 1000} s after the frame"]
     title, text = title.encode("ascii", "replace").decode(), "\n".join(filter(None, lines))
     links = f"\n\nFor 12 hours or less (until its signer's session ends):\n{link}"
-    console = f"https://console.aws.amazon.com/s3/object/{bucket}?prefix={quote(key, '')}"
-    links += f"\n\nAs long as it is kept, with an AWS log-in:\n{console}" if TOPIC else ""
+    page = f"https://console.aws.amazon.com/s3/object/{bucket}?region={s3.meta.region_name}&prefix={quote(key, '')}"
+    links += f"\n\nLasting, with an AWS log-in:\n{page}" if TOPIC else ""
     send(title, text + links)
     push(title, text, {"Attach": link, "Filename": "clip.mp4" if clip else "alert.jpg"} if link else {})
 

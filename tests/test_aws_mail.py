@@ -175,6 +175,8 @@ def test_hostile_metadata_makes_no_header_no_line_and_no_link(
 class OddS3:
     """An S3 server that answers a HeadObject with any metadata at all."""
 
+    meta = types.SimpleNamespace(region_name=REGION)
+
     def __init__(self, metadata: dict[str, str]) -> None:
         self._metadata = metadata
 

@@ -68,9 +68,9 @@ class Watched:
 
     def forget(self, prefix: str) -> None:
         """As the lifecycle rule does."""
-        for key in self.stack.moto.keys(VIDEOS):
-            if key.startswith(prefix):
-                self._s3.delete_object(Bucket=VIDEOS, Key=key)
+        keys = [{"Key": key} for key in self.stack.moto.keys(VIDEOS) if key.startswith(prefix)]
+        if keys:
+            self._s3.delete_objects(Bucket=VIDEOS, Delete={"Objects": keys})
 
     def mails(self, *, after_min: float = 0, weekly: bool = False) -> list[tuple[str, str]]:
         """What one run mails, so many minutes after the last one."""
@@ -140,11 +140,11 @@ def test_it_is_told_that_a_camera_is_back_whose_heartbeats_have_long_gone(watche
 
 
 def test_several_at_once_are_one_mail(watched: Watched) -> None:
-    for number in range(30):
+    for number in range(5):
         watched.beat(f"camera-{number:02}", camera_name="x" * 90)
     [(subject, body)] = watched.mails(after_min=16)
     assert len(subject) < 100
-    assert body.count("silent since") == 30
+    assert body.count("silent since") == 5
     assert watched.mails(after_min=5) == []
 
 
@@ -223,10 +223,22 @@ def test_hostile_heartbeats_make_no_line_and_no_link(watched: Watched, *, weekly
     assert len(about) == len(BODIES)
 
 
+def test_heaps_of_junk_are_not_read_to_the_end(watched: Watched) -> None:
+    """A run that does not end tells nobody anything. This is a false alarm, which the thief's junk costs."""
+    for number in range(20):
+        watched.stack.put(VIDEOS, f"alive/front-door/{watched.now_s - MINUTE_S}-{number}", b"junk")
+    watched.beat()
+    assert watched.mails() == []
+    watched.forget("told/")
+    watched.stack.call("Watch", {}, now_s=watched.now_s, constants={"MAX_HEARTBEATS": 10})
+    [mail] = watched.stack.people.take()
+    assert mail["Subject"].startswith("front-door: silent")
+
+
 def test_invented_cameras_do_not_crowd_out_real_ones(watched: Watched) -> None:
     watched.beat("z")
     watched.mails()
-    for number in range(30):
+    for number in range(12):
         watched.beat(f"a-{number:02}")
     few = {"MAX_CAMERAS": 10}
     watched.stack.call("Watch", {}, now_s=watched.now_s, constants=few)
@@ -327,8 +339,7 @@ def test_as_a_command_it_prints_the_mail(watched: Watched) -> None:
             timeout=60,
             check=True,
         ).stdout
-        for arguments in ([], [], ["weekly"])
+        for arguments in ([], ["weekly"])
     ]
     assert outs[0].startswith("Subject: Front door: silent since ")
-    assert outs[1] == ""
-    assert outs[2].startswith("Subject: NOT WELL (1): 0 events, 1 camera, ")
+    assert outs[1].startswith("Subject: NOT WELL (1): 0 events, 1 camera, ")
