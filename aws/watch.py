@@ -83,14 +83,14 @@ def tell_how_all_are(told, alive, now_s):
             "SILENT": camera not in alive,
             "DARK": last.get("dark_since") is not None,
             "card nearly full": number(last, "free_disk_bytes", MIN_FREE_DISK_BYTES) < MIN_FREE_DISK_BYTES,
-            "files wait for upload": oldest_s[-1] > MAX_OLDEST_WAITING_S,
+            "files queued for more than an hour": oldest_s[-1] > MAX_OLDEST_WAITING_S,
             "too little power or too hot": bool(last.get("throttled")),
         }
         trouble = ", ".join(word for word, there in troubles.items() if there)
         bad += bool(trouble)
         images, videos = number(last, "waiting_images", 0), number(last, "waiting_videos", 0)
         duty = " Off duty." if last.get("armed") is False else ""
-        lines.append(f"{name_of(camera, kept)}: {trouble or 'well'}. {images} images and {videos} videos wait.{duty}")
+        lines.append(f"{name_of(camera, kept)}: {trouble or 'well'}. {images} images and {videos} videos queued.{duty}")
     events = sum(
         bool(re.fullmatch(r"[^/]+\.mp4", key)) and at_s > now_s - WEEK_S for key, at_s in listed("", Delimiter="/")
     )

@@ -53,7 +53,7 @@ class UsageError(Exception):
 class AwsCli:
     """Use as a context manager. `path` is a PATH whose `aws` talks to `endpoint_url`, and whose `ssh` to `home`.
 
-    `cwd` is the owner's folder, with our aws/ in it.
+    `cwd` is the owner's folder, with our aws/ and docs/ in it.
     """
 
     def __init__(self, folder: Path, *, endpoint_url: str, home: Path, region: str) -> None:
@@ -63,7 +63,8 @@ class AwsCli:
         self._endpoint_url = endpoint_url
         self.cwd, programs = folder, folder / "bin"
         programs.mkdir(parents=True)
-        (folder / "aws").symlink_to(Path(__file__).resolve().parent.parent / "aws")
+        for ours in ("aws", "docs"):
+            (folder / ours).symlink_to(Path(__file__).resolve().parent.parent / ours)
         _write_script(programs / "ssh", _SSH_SCRIPT.format(home=str(home)))
         self.path = f"{programs}:/usr/bin:/bin"
         cli = self
@@ -179,10 +180,14 @@ def _value(values: list[str], shape: Any, cwd: Path) -> Any:
         return [_value([value], shape.member, cwd) for value in values]
     if len(values) != 1:
         raise UsageError(f"{len(values)} values for {shape.name}: {values}")
+    if kind == "blob":
+        return (cwd / values[0]).read_bytes()
     text = (cwd / values[0][7:]).read_text() if values[0].startswith("file://") else values[0]
     if kind == "structure" and not text.startswith("{"):  # the shorthand A=1,B=2
         parts = dict(part.split("=", 1) for part in text.split(","))
         return {name: _value([value], shape.members[name], cwd) for name, value in parts.items()}
+    if kind == "map" and not text.startswith("{"):
+        return dict(part.split("=", 1) for part in text.split(","))
     if kind in ("structure", "list", "map"):
         return json.loads(text)
     if kind in ("integer", "long"):

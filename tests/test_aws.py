@@ -255,6 +255,14 @@ def test_the_key_to_look_with_reads_both_buckets_and_changes_nothing(deployed: M
     assert status_of(deployed.service("iam", **keys), "list_users", {}) == 403
 
 
+def test_the_mail_that_the_readme_lets_you_try(deployed: Moto, cli: AwsCli) -> None:
+    stack = Stack(deployed)
+    run_commands(readme_commands("Try the mail"), cli)
+    stack.alert()
+    [mail] = stack.people.take()
+    assert mail["Subject"] == "Test: person, 87 %"
+
+
 def test_the_commands_without_the_functions(deployed: Moto, cli: AwsCli, home: Path) -> None:
     """As somebody with another S3 server runs them, with Python and boto3 in the way."""
     start_s = int(time.time()) - 16 * 60

@@ -262,7 +262,7 @@ def test_the_weekly_mail(watched: Watched) -> None:
         watched.stack.put(VIDEOS, other)
     [(subject, body)] = watched.mails(weekly=True)
     assert subject == "all well: 3 events, 2 cameras, worst alert 0.4 s, oldest waiting file none"
-    assert "Front door: well. 0 images and 0 videos wait." in body
+    assert "Front door: well. 0 images and 0 videos queued." in body
     assert watched.mails(weekly=True, after_min=5)[0][0] == subject, "each Monday, whatever was told"
     watched.now_s = int(time.time())  # S3's time is what counts clips
     [(subject, _)] = watched.mails(weekly=True, after_min=8 * 24 * 60)
@@ -272,7 +272,7 @@ def test_the_weekly_mail(watched: Watched) -> None:
 @pytest.mark.parametrize(
     ("fields", "sign"),
     [
-        ({"oldest_waiting_s": 7500, "waiting_images": 1, "waiting_videos": 2}, "files wait for upload"),
+        ({"oldest_waiting_s": 7500, "waiting_images": 1, "waiting_videos": 2}, "files queued for more than an hour"),
         ({"free_disk_bytes": 600_000_000}, "card nearly full"),
         ({"throttled": "under-voltage"}, "too little power or too hot"),
         ({"dark_since": 1795378445}, "DARK"),
