@@ -22,14 +22,14 @@ DEGRADE_REAL_SHARE = 0.25  # real night pictures that the student sees made wors
 
 
 class Kind(enum.Enum):
-    """What a picture is, and its share of a batch (of 16; the shares are what counts)."""
+    """What a picture is."""
 
-    NIGHT_PEOPLE = 5
-    NIGHT_NOBODY = 2
-    REAL_PEOPLE = 3
-    REAL_NOBODY = 1.5
-    DAY_PEOPLE = 2.5
-    DAY_NOBODY = 2.0
+    NIGHT_PEOPLE = enum.auto()
+    NIGHT_NOBODY = enum.auto()
+    REAL_PEOPLE = enum.auto()
+    REAL_NOBODY = enum.auto()
+    DAY_PEOPLE = enum.auto()
+    DAY_NOBODY = enum.auto()
 
     @property
     def nobody(self) -> bool:
@@ -38,6 +38,13 @@ class Kind(enum.Enum):
     @property
     def real(self) -> bool:
         return self in (Kind.REAL_PEOPLE, Kind.REAL_NOBODY)
+
+
+# Of 16 pictures. Where a picture shows too little, the student learns how often somebody is there: as often as not.
+SHARES = {
+    Kind.NIGHT_PEOPLE: 4.5, Kind.NIGHT_NOBODY: 3.5, Kind.REAL_PEOPLE: 2, Kind.REAL_NOBODY: 2, Kind.DAY_PEOPLE: 2,
+    Kind.DAY_NOBODY: 2,
+}  # fmt: skip
 
 
 class View(NamedTuple):
@@ -104,10 +111,9 @@ def prepare(pools: Pools, shards: Dataset, night: Dataset, rng: np.random.Genera
     """The pictures of one batch, all of one size, of the kinds in their shares."""
     size_px = int(rng.choice(list(SIZES_PX), p=list(SIZES_PX.values())))
     count = BATCH_PX // size_px**2
-    whole = sum(kind.value for kind in Kind)
     views = []
-    for kind in Kind:
-        wanted = count * kind.value / whole
+    for kind, share in SHARES.items():
+        wanted = count * share / sum(SHARES.values())
         number = int(wanted) + int(rng.random() < wanted % 1)
         views += [_view(kind, pools, shards, night, size_px, rng) for _ in range(number)]
     return views

@@ -21,11 +21,11 @@ PAD_LEVEL = 114  # the daemon's padding around a picture stays as it is at night
 def at_night(bgr: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A night version of a uint8 [height, width, 3] picture; `boxes` [n, 4], x1 y1 x2 y2 in px, are its people."""
     bgr = np.ascontiguousarray(bgr)
-    padding = (bgr == PAD_LEVEL).all(2)
+    padding = cv2.inRange(bgr, (PAD_LEVEL,) * 3, (PAD_LEVEL,) * 3) > 0  # type: ignore[arg-type]
     drawn = rng.random()
     infrared, grey = drawn < INFRARED_SHARE, drawn < INFRARED_SHARE + DIM_GREY_SHARE
     light = _mix_channels(bgr, rng, infrared=infrared) if grey else _fade(bgr, rng)
-    light = light ** np.float32(math.exp(rng.uniform(-0.4, 0.7)))  # the curve from scene to picture
+    light = cv2.pow(light, math.exp(rng.uniform(-0.4, 0.7)))  # the curve from scene to picture
     if infrared or rng.random() < 0.3:
         lamp = _lamp(light.shape[:2], rng)
         light *= lamp if light.ndim == 2 else lamp[:, :, None]
@@ -47,6 +47,10 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
+def _mean_of_channels(picture: np.ndarray) -> np.ndarray:
+    return cv2.transform(picture, np.full((1, 3), 1 / 3, np.float32))[:, :, None]
+
+
 def _mix_channels(bgr: np.ndarray, rng: np.random.Generator, *, infrared: bool) -> np.ndarray:
     """One channel, 0 to 1. Infrared: any mix, red above all, now and then against the light's order."""
     weights = np.array((0.11, 0.59, 0.30))
@@ -58,7 +62,7 @@ def _mix_channels(bgr: np.ndarray, rng: np.random.Generator, *, infrared: bool) 
 def _fade(bgr: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Colour with less saturation and a cast: sodium lamps, blue hour, a white balance that gave up."""
     colour = bgr.astype(np.float32) / 255
-    grey = colour.mean(2, keepdims=True)
+    grey = _mean_of_channels(colour)
     colour = grey + (colour - grey) * np.float32(rng.uniform(0.0, 1.0))
     return colour * rng.uniform(0.6, 1.0, 3).astype(np.float32)
 
@@ -140,7 +144,7 @@ def _add_noise(levels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if blot > 1:
         noise = cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR) * np.float32(1.4)
     if levels.ndim == 3 and rng.random() < 0.5:
-        noise = noise * np.float32(0.4) + noise.mean(2, keepdims=True) * np.float32(1.4)
+        noise = noise * np.float32(0.4) + _mean_of_channels(noise) * np.float32(1.4)
     shot = np.sqrt(np.maximum(levels, 0) / 40 + np.float32(rng.uniform(0.1, 1.0)))
     noisy = levels + noise * shot * np.float32(strength)
     if rng.random() < 0.3:
