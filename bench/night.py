@@ -23,11 +23,11 @@ import numpy as np
 
 import detect_and_upload as script
 from bench.report import ROOT, table, write_section
+from guardianberry.detection.adapter import adapted_name
 from guardianberry.detection.convert import convert_checkpoint
 from guardianberry.detection.detector import Detector
 from guardianberry.detection.postprocess import Letterbox
 from guardianberry.detection.weights import Graph
-from training.adapter import export_adapted
 from training.data import read_tar
 from training.metrics import area_under_curve
 
@@ -168,7 +168,8 @@ def graphs(options: argparse.Namespace, folder: Path) -> list[Graph]:
         found.insert(0, Graph(folder / "official.xml", official.name))
         for number, adapter in enumerate(options.adapter):
             out = folder / f"adapted{number}.xml"
-            name = export_adapted(official, adapter, out)
+            convert_checkpoint(official, out, adapter, half=False)
+            name = adapted_name(official)
             found.append(Graph(out, name if len(options.adapter) == 1 else f"{name} {adapter.stem}"))
     return found
 

@@ -86,7 +86,7 @@ def install_models(models: Path) -> Path:
     """The bundled models, and the official one where it is at hand, in a folder that may be written to."""
     models.mkdir(parents=True)
     for path in (ROOT / "models").glob("*.*"):
-        if path.suffix in {".xml", ".bin", ".sha256"}:
+        if path.suffix in {".xml", ".bin", ".sha256", ".npz"}:
             shutil.copy(path, models)
     for official in (OFFICIAL_WEIGHTS, ROOT / "models" / OFFICIAL_WEIGHTS.name):
         if official.exists():

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from guardianberry.detection.adapter import Adapter, AdapterError, add_differences, read_adapter, write_adapter
+from guardianberry.detection.adapter import (
+    Adapter,
+    AdapterError,
+    adapter_path,
+    add_differences,
+    read_adapter,
+    write_adapter,
+)
 
 torch = pytest.importorskip("torch", reason="training needs torch; the daemon does not")
 cv2 = pytest.importorskip("cv2")
 
 from bench.night import FALSE_RATE, Still, darkest_night, group_weights, measure  # noqa: E402 - imports cv2
+from guardianberry.detection.detector import OpenVinoRuntime  # noqa: E402
 from guardianberry.detection.openvino_model import file_sha256  # noqa: E402 - only where torch is there
+from guardianberry.detection.weights import Graph, Setup, find_graph  # noqa: E402
 from guardianberry.detection.yolov5 import keep_person_only, load_checkpoint  # noqa: E402
 from tests import networks  # noqa: E402
 from training import adapt, adapter  # noqa: E402
@@ -55,9 +66,9 @@ def test_a_file_gives_back_each_difference_to_half_a_step_of_its_filter(tmp_path
     weight[1] *= 100  # a large filter does not make the steps of the others coarse
     weight[2] = 0
     bias = np.array((0.5, -0.25), np.float32)
-    write_adapter(tmp_path / "a.npz", Adapter("00ff", "tiny.pt+night", {"conv.weight": weight, "bn.bias": bias}))
+    write_adapter(tmp_path / "a.npz", Adapter("00ff", {"conv.weight": weight, "bn.bias": bias}))
     found = read_adapter(tmp_path / "a.npz")
-    assert (found.official_sha256, found.model_name) == ("00ff", "tiny.pt+night")
+    assert found.official_sha256 == "00ff"
     assert found.differences["bn.bias"] == pytest.approx(bias)
     for ours, theirs in zip(weight, found.differences["conv.weight"], strict=True):
         assert np.abs(ours - theirs).max() <= np.abs(ours).max() / 127 * 0.51
@@ -65,7 +76,7 @@ def test_a_file_gives_back_each_difference_to_half_a_step_of_its_filter(tmp_path
 
 def test_differences_are_added_to_the_tensors_they_name_and_to_no_other() -> None:
     tensors = {"a": np.ones(2, np.float32), "b": np.ones(3, np.float32)}
-    changed = add_differences(tensors, Adapter("", "x", {"a": np.array((0.5, -1), np.float32)}))
+    changed = add_differences(tensors, Adapter("", {"a": np.array((0.5, -1), np.float32)}))
     assert changed["a"].tolist() == [1.5, 0.0]
     assert changed["b"].tolist() == [1, 1, 1]
     assert tensors["a"].tolist() == [1, 1]
@@ -75,8 +86,8 @@ def test_differences_are_added_to_the_tensors_they_name_and_to_no_other() -> Non
     "differences", [{"c": np.zeros(2)}, {"a": np.zeros(3)}, {"a": np.array((np.inf, 0))}], ids=["name", "shape", "inf"]
 )
 def test_a_difference_that_does_not_fit_is_refused(differences: dict[str, np.ndarray]) -> None:
-    with pytest.raises(AdapterError, match=r"x does not fit this network at [ac]"):
-        add_differences({"a": np.ones(2, np.float32)}, Adapter("", "x", differences))
+    with pytest.raises(AdapterError, match=r"does not fit this network at [ac]"):
+        add_differences({"a": np.ones(2, np.float32)}, Adapter("", differences))
 
 
 def test_a_file_that_is_no_adapter_is_refused(tmp_path: Path) -> None:
@@ -85,7 +96,7 @@ def test_a_file_that_is_no_adapter_is_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(AdapterError, match=r"a.npz is no adapter"):
             read_adapter(path)
-    np.savez(path, official_sha256=np.array("0"), model_name=np.array("x"), pickled=np.array([{}], dtype=object))
+    np.savez(path, official_sha256=np.array("0"), pickled=np.array([{}], dtype=object))
     with pytest.raises(AdapterError, match=r"a.npz is no adapter: .*allow_pickle"):
         read_adapter(path)
     path.write_bytes(bytes((2 << 20) + 1))
@@ -105,7 +116,6 @@ def test_the_mean_of_two_runs_goes_into_the_file_and_comes_out_applied(official:
         save(runs[-1], half_weights(model))
     made = adapter.make_adapter(official, runs, share=0.5, bias=0.25)
     assert made.official_sha256 == file_sha256(official)
-    assert made.model_name == "tiny.pt+night"
     write_adapter(tmp_path / "a.npz", made)
     after = adapter.adapted(official, read_adapter(tmp_path / "a.npz"))
     for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
@@ -114,6 +124,55 @@ def test_the_mean_of_two_runs_goes_into_the_file_and_comes_out_applied(official:
             assert change.view(3, 6)[0] == pytest.approx(np.array((0.1, 0.1, 0.1, 0.1, 0.35, 0.1)), abs=2e-3)
         else:
             assert change.numpy() == pytest.approx(0.1, abs=2e-3), name
+
+
+# In the daemon
+
+
+@pytest.fixture
+def adapted_folder(official: Path, tmp_path: Path) -> Path:
+    """A models folder with the small official checkpoint and an adapter that lowers each objectness by 1."""
+    shutil.copyfile(official, tmp_path / official.name)
+    difference = np.zeros(18, np.float32)
+    difference[4::6] = -1
+    differences = {f"model.24.m.{level}.bias": difference for level in range(3)}
+    write_adapter(adapter_path(tmp_path / official.name), Adapter(file_sha256(official), differences))
+    return tmp_path
+
+
+def objectness(graph: Graph) -> np.ndarray:
+    runtime = OpenVinoRuntime(graph.xml, precision="f32", threads=1)
+    runtime.prepare(64, 64)
+    return runtime.infer(np.full((1, 64, 64, 3), 90, np.uint8))[0][0, 4::6].copy()
+
+
+def test_the_official_checkpoint_is_used_with_the_adapter_beside_it(
+    official: Path, adapted_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    setup = Setup(official_sha256={official.name: file_sha256(official)})
+    with caplog.at_level(logging.INFO):
+        graph = find_graph(official.name, adapted_folder, setup=setup)
+    assert graph.model_name == "tiny.pt+night"
+    assert any(message.startswith("tiny.pt+night converted in ") for message in caplog.messages)
+    assert find_graph(official.name, adapted_folder, setup=setup) == graph
+    plain = find_graph(official.name, adapted_folder)  # not an official name: a checkpoint of the user's own
+    assert plain.model_name == "tiny.pt"
+    assert objectness(graph) == pytest.approx(objectness(plain) - 1, abs=0.01)
+
+
+def test_an_adapter_that_is_broken_or_for_another_checkpoint_is_told_and_left_out(
+    official: Path, adapted_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    setup = Setup(official_sha256={official.name: file_sha256(official)})
+    path = adapter_path(adapted_folder / official.name)
+    write_adapter(path, read_adapter(path)._replace(official_sha256="0" * 64))
+    assert find_graph(official.name, adapted_folder, setup=setup).model_name == "tiny.pt"
+    path.write_bytes(b"cut off")
+    assert find_graph(official.name, adapted_folder, setup=setup).model_name == "tiny.pt"
+    first, second = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "tiny.pt is used without tiny-night.npz: " in first
+    assert "made for another tiny.pt" in first
+    assert "tiny-night.npz is no adapter" in second
 
 
 # The night

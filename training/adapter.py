@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guardianberry.detection.adapter import Adapter, add_differences, read_adapter, write_adapter
-from guardianberry.detection.convert import export
+from guardianberry.detection.adapter import Adapter, write_adapter
+from guardianberry.detection.convert import adapt
 from guardianberry.detection.openvino_model import file_sha256
 from guardianberry.detection.yolov5 import Model, keep_person_only, load_checkpoint
 
@@ -26,9 +26,7 @@ def learnt(model: Model) -> dict[str, Tensor]:
     return {name: p.detach().float() for name, p in model.named_parameters()}
 
 
-def make_adapter(
-    official: Path, runs: list[Path], *, share: float = 1.0, bias: float = 0.0, model_name: str = ""
-) -> Adapter:
+def make_adapter(official: Path, runs: list[Path], *, share: float = 1.0, bias: float = 0.0) -> Adapter:
     """`share` of the mean difference of some runs' weights to the official ones.
 
     `bias` is added to the raw objectness of every anchor: it moves all scores, and so sets what CONF_THRES means.
@@ -41,24 +39,14 @@ def make_adapter(
         differences[name] = ((mean - tensor) * share).numpy()
     for level in range(3):
         differences[f"model.24.m.{level}.bias"][4::6] += np.float32(bias)
-    return Adapter(file_sha256(official), model_name or f"{official.name}+night", differences)
+    return Adapter(file_sha256(official), differences)
 
 
 def adapted(official: Path, adapter: Adapter) -> Model:
     """The official network, cut down to the person, with an adapter for it."""
     model = keep_person_only(load_checkpoint(official))
-    tensors = {name: tensor.numpy() for name, tensor in learnt(model).items()}
-    state = {name: torch.from_numpy(array) for name, array in add_differences(tensors, adapter).items()}
-    model.load_state_dict(state, strict=False)
+    adapt(model, adapter)
     return model.eval()
-
-
-def export_adapted(official: Path, adapter_path: Path, out: Path) -> str:
-    """Writes the graph and returns the model's name."""
-    adapter = read_adapter(adapter_path)
-    sha256 = file_sha256(official, adapter_path)
-    export(adapted(official, adapter), out, model_name=adapter.model_name, source_sha256=sha256)
-    return adapter.model_name
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """A trained difference to an official checkpoint, as a file that is useless without that checkpoint.
 
-An .npz: `official_sha256` and `model_name`, and one entry a tensor of the network cut down to the person, by the
-tensor's name in the checkpoint. Convolutions hold int8 steps [out, in, height, width], with their size a filter beside
+An .npz: `official_sha256`, and one entry a tensor of the network cut down to the person, by the tensor's name in the
+checkpoint. Convolutions hold int8 steps [out, in, height, width], with their size a filter beside
 them as NAME.step (half precision, [out]); everything else is a difference in half precision.
 """
 
@@ -21,6 +21,16 @@ STEPS_MAX = 127
 MAX_BYTES = 2 << 20  # of the file; what it unpacks to is bounded by the network's own shapes
 
 
+def adapter_path(official: Path) -> Path:
+    """Where the adapter for an official checkpoint lies: beside it."""
+    return official.with_name(f"{official.stem}-night.npz")
+
+
+def adapted_name(official: Path) -> str:
+    """What the adapted model is called in the log and in the videos' metadata."""
+    return f"{official.name}+night"
+
+
 class AdapterError(ValueError):
     """The file is no adapter, or not one for this checkpoint; the message says why."""
 
@@ -29,16 +39,12 @@ class Adapter(NamedTuple):
     """What a file holds: float32 differences by tensor name, for the checkpoint with this sha256."""
 
     official_sha256: str
-    model_name: str
     differences: dict[str, Array]
 
 
 def write_adapter(path: Path, adapter: Adapter) -> None:
     """Write the file; convolutions are rounded to 255 steps a filter."""
-    entries: dict[str, NDArray] = {
-        "official_sha256": np.array(adapter.official_sha256),
-        "model_name": np.array(adapter.model_name),
-    }
+    entries: dict[str, NDArray] = {"official_sha256": np.array(adapter.official_sha256)}
     for name, difference in adapter.differences.items():
         if difference.ndim < 2:
             entries[name] = difference.astype(np.float16)
@@ -59,7 +65,7 @@ def read_adapter(path: Path) -> Adapter:
             raise AdapterError(f"{path.name} is larger than {MAX_BYTES} bytes")
         with np.load(path, allow_pickle=False) as file:
             entries = {name: file[name] for name in file.files}
-        official_sha256, model_name = str(entries.pop("official_sha256")), str(entries.pop("model_name"))
+        official_sha256 = str(entries.pop("official_sha256"))
         steps = {name: entries.pop(name) for name in list(entries) if name.endswith(STEP_SUFFIX)}
         differences = {}
         for name, entry in entries.items():
@@ -71,7 +77,7 @@ def read_adapter(path: Path) -> Adapter:
         raise
     except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile) as error:
         raise AdapterError(f"{path.name} is no adapter: {error}") from error
-    return Adapter(official_sha256, model_name, differences)
+    return Adapter(official_sha256, differences)
 
 
 def add_differences(tensors: Mapping[str, Array], adapter: Adapter) -> dict[str, Array]:
@@ -79,6 +85,6 @@ def add_differences(tensors: Mapping[str, Array], adapter: Adapter) -> dict[str,
     changed = dict(tensors)
     for name, difference in adapter.differences.items():
         if name not in tensors or tensors[name].shape != difference.shape or not np.isfinite(difference).all():
-            raise AdapterError(f"{adapter.model_name} does not fit this network at {name}")
+            raise AdapterError(f"the adapter does not fit this network at {name}")
         changed[name] = tensors[name] + difference
     return changed

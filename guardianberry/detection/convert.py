@@ -1,6 +1,6 @@
 """The conversion child: converts weights into the graph that the detector runs, and tries the graph.
 
-    python -m guardianberry.convert IN.pt|IN.xml OUT.xml
+    python -m guardianberry.convert [--half] IN.pt|IN.xml OUT.xml [ADAPTER.npz]
 
 It is a separate process for three reasons: the memory of torch (2.4 s, 350 MB) is free again afterwards, a crash in
 native code (torch wheels have died with SIGILL on a Pi 4) does not end the daemon, and a file of unknown origin is
@@ -17,12 +17,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from guardianberry.detection.adapter import Adapter, AdapterError, adapted_name, add_differences, read_adapter
 from guardianberry.detection.openvino_model import file_sha256, load_convert_model, load_openvino, read_info, save
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from guardianberry.detection import yolov5
 
 # A conversion of yolov5n needs 0.3 GB, one of yolov5x (0.17 GB) 1.0 GB; a file that wants more gets MemoryError.
 MEMORY_LIMIT_BYTES, MEMORY_LIMIT_FILE_SIZES = 1 << 30, 12
@@ -58,22 +58,36 @@ def export(model: nn.Module, out: Path, *, model_name: str, source_sha256: str =
     save(graph, out, info, half=half)
 
 
-def convert_checkpoint(source: Path, out: Path, *, half: bool) -> None:
-    """Convert a YOLOv5 .pt. No code in the file is run: see yolov5.load_checkpoint, also for its errors."""
+def convert_checkpoint(source: Path, out: Path, adapter_file: Path | None = None, *, half: bool) -> None:
+    """Convert a YOLOv5 .pt. No code in the file is run: see yolov5.load_checkpoint, also for its errors.
+
+    With an adapter its differences are added first. Raises AdapterError if it is made for another checkpoint.
+    """
     from guardianberry.detection import yolov5
 
-    sha256 = file_sha256(source)
-    model = adjust(yolov5.load_checkpoint(source), sha256)
-    export(model, out, model_name=source.name, source_sha256=sha256, half=half)
+    model, model_name, sha256 = yolov5.load_checkpoint(source), source.name, file_sha256(source)
+    if adapter_file:
+        adapter = read_adapter(adapter_file)
+        if adapter.official_sha256 != sha256:
+            raise AdapterError(f"{adapter_file.name} is made for another {source.name}")
+        adapt(yolov5.keep_person_only(model), adapter)
+        model_name, sha256 = adapted_name(source), file_sha256(source, adapter_file)
+    export(model, out, model_name=model_name, source_sha256=sha256, half=half)
 
 
-def adjust(model: yolov5.Model, source_sha256: str) -> yolov5.Model:
-    """The network to export in place of `model`, which the file with this hash holds: here the same."""
-    return model
+def adapt(model: nn.Module, adapter: Adapter) -> None:
+    """Add an adapter's differences to a network that is cut down to the person, in place. Raises AdapterError."""
+    import torch
+
+    official = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
+    changed = add_differences(official, adapter)
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in changed.items()}, strict=False)
 
 
-def convert_graph(source: Path, out: Path, *, half: bool) -> None:
-    """Try a graph (.xml and .bin) that `export` wrote, the bundled one for example, then copy it."""
+def convert_graph(source: Path, out: Path, adapter_file: Path | None = None, *, half: bool) -> None:
+    """Try a graph (.xml and .bin) that `export` wrote, the bundled one for example, then copy it. It has no adapter."""
+    if adapter_file:
+        raise AdapterError(f"{source.name} is a graph: an adapter needs its checkpoint")
     graph = load_openvino().Core().read_model(source)
     info = {
         **read_info(graph),
@@ -103,8 +117,8 @@ CONVERTERS = {".pt": convert_checkpoint, ".xml": convert_graph}
 
 def main(arguments: list[str]) -> int:
     paths = [Path(argument) for argument in arguments if argument != "--half"]
-    if len(paths) != 2 or paths[0].suffix not in CONVERTERS or paths[1].suffix != ".xml":
-        sys.stderr.write("usage: python -m guardianberry.convert [--half] IN.pt|IN.xml OUT.xml\n")
+    if len(paths) not in (2, 3) or paths[0].suffix not in CONVERTERS or paths[1].suffix != ".xml":
+        sys.stderr.write("usage: python -m guardianberry.convert [--half] IN.pt|IN.xml OUT.xml [ADAPTER.npz]\n")
         return 2
     _lower_priority(paths[0])
     try:

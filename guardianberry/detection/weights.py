@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from guardianberry.detection.adapter import adapted_name, adapter_path
 from guardianberry.detection.convert import CONVERTERS, REFUSED
 from guardianberry.detection.openvino_model import CONVERTER_VERSION, file_sha256
 from guardianberry.machine import for_child
@@ -123,23 +124,36 @@ def _download(source: Path, setup: Setup, stop: threading.Event) -> None:
 
 
 def _converted(source: Path, setup: Setup, stop: threading.Event) -> Graph:
-    """The cached graph of `source`, converted now if it is missing or damaged."""
+    """The graph of `source`; of an official checkpoint with its adapter, if there is one and it fits."""
     parts = [source, source.with_suffix(".bin")] if source.suffix == ".xml" else [source]
     for part in parts:
         if not part.is_file():
             raise WeightsError(f"{part.name} is missing in {part.parent}/: a graph is two files, .xml and .bin.")
-    sha256 = file_sha256(*parts)
     if source.name in setup.official_sha256:
-        _check_official(source, sha256, setup.official_sha256[source.name])
-    cache = source.parent / ".cache"
-    xml = cache / f"{source.stem}-{sha256[:8]}-v{CONVERTER_VERSION}.xml"
+        _check_official(source, file_sha256(source), setup.official_sha256[source.name])
+        if adapter_path(source).is_file():
+            try:
+                return _cached([source, adapter_path(source)], adapted_name(source), setup, stop)
+            except UnavailableError:
+                raise
+            except WeightsError as error:
+                if stop.is_set():
+                    raise
+                log.warning("%s is used without %s: %s", source.name, adapter_path(source).name, error)
+    return _cached(parts, source.name, setup, stop)
+
+
+def _cached(parts: list[Path], model_name: str, setup: Setup, stop: threading.Event) -> Graph:
+    """The cached graph of some files, a checkpoint with its adapter for example; converted now if need be."""
+    source, cache = parts[0], parts[0].parent / ".cache"
+    xml = cache / f"{source.stem}-{file_sha256(*parts)[:8]}-v{CONVERTER_VERSION}.xml"
     if not _is_whole(xml):
         cache.mkdir(mode=0o700, exist_ok=True)
         started_s = time.monotonic()
-        log.info("%s is being converted; this is done once", source.name)
-        _convert(source, xml, setup, stop)
-        log.info("%s converted in %.1f s, kept as .cache/%s", source.name, time.monotonic() - started_s, xml.name)
-    return Graph(xml, source.name)
+        log.info("%s is being converted; this is done once", model_name)
+        _convert(parts, xml, setup, stop)
+        log.info("%s converted in %.1f s, kept as .cache/%s", model_name, time.monotonic() - started_s, xml.name)
+    return Graph(xml, model_name)
 
 
 def _check_official(source: Path, sha256: str, expected: str | None) -> None:
@@ -170,13 +184,16 @@ def _is_whole(xml: Path) -> bool:
     return False
 
 
-def _convert(source: Path, xml: Path, setup: Setup, stop: threading.Event) -> None:
+def _convert(parts: list[Path], xml: Path, setup: Setup, stop: threading.Event) -> None:
     """Run the conversion child; WeightsError with the reason and what to do if there is no graph afterwards."""
-    ended = _run([*setup.converter, str(source.absolute()), str(xml.absolute())], setup.conversion_limit_s, stop)
+    source, adapters = parts[0], [part for part in parts if part.suffix == ".npz"]
+    files = [str(path.absolute()) for path in (source, xml, *adapters)]
+    ended = _run([*setup.converter, *files], setup.conversion_limit_s, stop)
     if ended.code == REFUSED:
         raise WeightsError(f"{source.name} cannot be used: {ended.last_line}")
     if ended.code != 0 or not _is_whole(xml):
-        command = f"env/bin/python -m guardianberry.convert models/{source.name} models/{xml.name}"
+        names = " ".join(f"models/{path.name}" for path in (source, xml, *adapters))
+        command = f"env/bin/python -m guardianberry.convert {names}"
         said = f" ({ended.last_line})" if ended.last_line else ""
         raise UnavailableError(
             f"The conversion of {source.name} {ended.how}{said}. What to do: on another computer with this program run"
