@@ -58,9 +58,8 @@ def latency_of_an_event(rig: Rig, uploader, number: int) -> float:
         for path in rig.images.glob("16*.jpg"):
             path.unlink(missing_ok=True)
         uploader.sweep_soon()
-    image = rig.add_image(1_700_000_000 + number, jpeg(ALERT_BYTES))
     arrival_s = time.monotonic()
-    uploader.offer_alert(image, arrival_s)
+    image = rig.alert(uploader, 1_700_000_000 + number, jpeg(ALERT_BYTES), arrival_s=arrival_s)
     wait_until(lambda: not image.exists(), "the alert does not arrive", timeout_s=60)
     latency_s = time.monotonic() - arrival_s
     time.sleep(max(0.0, begun_s + PERIOD_S - time.monotonic()))

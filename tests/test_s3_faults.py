@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.fakes import FakeClock
 from tests.faulty_proxy import Answer, FaultyProxy
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.upload_rig import Rig, lines, mp4, quick_pause, wait_until, warnings
@@ -73,6 +74,12 @@ ANSWERS = {
     "conflict": (Answer(409, "ConditionalRequestConflict"), "busy with the same object"),
     "timed out": (Answer(400, "RequestTimeout"), "busy with the same object"),
     "damaged on the way": (Answer(400, "BadDigest"), "received it incompletely"),
+    "quota": (Answer(403, "QuotaExceeded"), "quota"),
+    "suspended": (Answer(403, "UserSuspended"), "suspended this user"),
+    "too large": (Answer(400, "EntityTooLarge"), "MAX_RECORDING_DURATION_S"),
+    "too large for a proxy": (Answer(413), "client_max_body_size"),
+    "disk full": (Answer(507, "XMinioStorageFull"), "disk is full"),
+    "unknown": (Answer(422, "Unprocessable"), "HTTP 422 Unprocessable"),
     "hangs up": (Answer(0), "broke or stalled"),
     "not s3": (Answer(200), "not from an S3 server"),
     "not implemented": (Answer(501, "NotImplemented"), "does not support"),
@@ -176,16 +183,40 @@ def test_a_file_that_s3_rejects_is_set_aside_and_the_others_go_on(
     poison = rig.add_image(1_700_000_005)
     for number in range(5):
         rig.add_image(1_700_000_000 + number)
-    proxy.answers = [Answer(400, "EntityTooLarge")]
-    uploader = rig.start()
+    clock = FakeClock()
+    proxy.refused_text, proxy.refusal = b"recording_start_time: 1700000005", Answer(418, "Teapot")
+    uploader = rig.start(clock=clock)
     wait_until(lambda: uploader.counters().images == 5, "the others are held up")
-    for _ in range(3):
+    for tries, waits_s in enumerate([0, 1, 4, 16, 64, 256, 300], start=1):
+        clock.sleep(waits_s)
         uploader.sweep_soon()
-        time.sleep(0.1)
+        wait_until(lambda tries=tries: uploader.counters().failed_tries == tries, "it is not tried again")
     assert rig.left() == [poison.name]
-    assert uploader.counters().failed_tries == 1
     (line,) = warnings(caplog)
-    assert line == f"image {poison.name!r} is left where it is: S3 rejects this file (HTTP 400 EntityTooLarge)"
+    assert line == (
+        f"uploads of some files (such as {poison.name}) fail: the S3 server rejects them with a code that is not known"
+        " here; its manual or its log may explain it (HTTP 418 Teapot); nothing is lost"
+    )
+    proxy.refused_text = b""
+    clock.sleep(300)  # an image waits no longer
+    uploader.sweep_soon()
+    rig.wait_until_empty()
+
+
+def test_the_same_unknown_answer_to_all_files_is_one_line_and_all_go_at_once_when_it_is_over(
+    rig: Rig, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = FakeClock()  # it stands still, so that only the success can end a file's pause
+    for number in range(6):
+        rig.add_image(1_700_000_000 + number)
+    proxy.answer = Answer(422, "Unprocessable")
+    uploader = rig.start(clock=clock)
+    wait_until(lambda: uploader.counters().failed_tries >= 5, "it gives up")
+    proxy.answer = None
+    rig.alert(uploader, 1_700_000_010)
+    rig.wait_until_empty()
+    assert len(warnings(caplog)) == 1
+    assert len(recoveries(caplog)) == 1
 
 
 @pytest.mark.parametrize("answer", [Answer(500, "InternalError"), Answer(0)])
@@ -201,7 +232,7 @@ def test_a_file_that_always_fails_does_not_hold_the_others_up(
     uploader = rig.start()
     wait_until(lambda: sum(uploader.counters()[:2]) == 10, "the others are held up", timeout_s=120)
     wait_until(lambda: uploader.counters().failed_tries >= 9, "it gives up")
-    assert rig.left() == sorted(path.name for path in poison)
+    wait_until(lambda: rig.left() == sorted(path.name for path in poison), "others are left")
     assert len(warnings(caplog)) == 1
 
 
@@ -213,11 +244,11 @@ def test_after_an_outage_the_order_is_the_usual_one(
     for start in starts:
         rig.add_image(start)
         rig.add_video(start)
-    proxy.answer = Answer(503, "SlowDown")
+    proxy.answer = Answer(500, "InternalError")
     sleeps = threading.Event()
 
     def pause(event: threading.Event, timeout_s: float) -> None:
-        if uploader.counters().failed_tries >= 4:  # the outage ends between two sweeps
+        if uploader.counters().failed_tries >= 16:  # the outage ends between two sweeps
             proxy.answer = None
             sleeps.set()
         quick_pause(event, timeout_s)
@@ -228,6 +259,48 @@ def test_after_an_outage_the_order_is_the_usual_one(
     rig.wait_until_empty()
     names = [line.split()[1] for line in lines(caplog, logging.INFO) if ": uploaded" in line]
     assert [int(name.split("-")[0]) for name in names] == [starts[-1], *starts[:-1], *starts]
+
+
+@pytest.mark.parametrize(
+    ("header", "answer", "said"),
+    [
+        (b"x-amz-server-side-encryption", Answer(400, "InvalidRequest"), "does not support encryption at rest"),
+        (b"x-amz-server-side-encryption", Answer(501, "NotImplemented"), "does not support encryption at rest"),
+        (b"x-amz-checksum", Answer(400, "InvalidArgument"), "does not support checksums"),
+    ],
+)
+def test_a_header_that_the_server_rejects_is_left_out_with_one_warning(
+    rig: Rig,
+    s3: S3Server,
+    proxy: FaultyProxy,
+    caplog: pytest.LogCaptureFixture,
+    header: bytes,
+    answer: Answer,
+    said: str,
+) -> None:
+    """Ceph answers so to encryption over http, and 18.2 over https, too; others to checksums."""
+    for number in range(4):
+        rig.add_image(1_700_000_000 + number)
+    proxy.refused_text, proxy.refusal = header, answer
+    uploader = rig.start()
+    rig.wait_until_empty()
+    (line,) = warnings(caplog)
+    assert said in line
+    assert answer.code in line
+    assert uploader.counters().failed_tries == 0
+    assert sum(header in head for head in proxy.heads) <= 3, "it is not remembered"
+    assert all(b"If-None-Match" in head for head in proxy.heads[4:])
+    assert len(s3.keys(rig.images_bucket)) == 4
+
+
+def test_a_304_to_a_conditional_write_means_that_the_object_is_there(
+    rig: Rig, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.add_image(1_700_000_000)
+    proxy.answer = Answer(304)
+    rig.start()
+    rig.wait_until_empty()
+    assert warnings(caplog) == []
 
 
 def test_a_server_without_conditional_writes_is_used_without_them(

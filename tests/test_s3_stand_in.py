@@ -7,7 +7,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def test_it_keeps_objects_as_files(stand_in: StandIn, tmp_path: Path, monkeypatc
     picture, film = jpeg(), mp4(3_000_000)
     rig.add_video(1_700_000_000, film)
     uploader = rig.start()
-    uploader.offer_alert(rig.add_image(1_700_000_000, picture), time.monotonic())
+    rig.alert(uploader, 1_700_000_000, picture)
     rig.wait_until_empty()
     rig.close()
     names = stand_in.files()

@@ -19,7 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from guardianberry.filenames import parse
+from guardianberry.filenames import ImageName, parse
+from guardianberry.upload.alerts import Alert
 from guardianberry.upload.errors import Interrupted
 from guardianberry.upload.queue import QueuedFile, image_media_type, list_queued, video_media_type
 from guardianberry.upload.upload_file import Gate, OpenFile, UnfitError, header_value
@@ -60,7 +61,7 @@ def uploaded_names(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_an_alert_image_arrives_as_the_contract_says(rig: Rig, s3: S3Server) -> None:
     content = jpeg(50_000)
     uploader = rig.start()
-    uploader.offer_alert(rig.add_image(1_700_000_000, content), time.monotonic() - 0.25)
+    rig.alert(uploader, 1_700_000_000, content, arrival_s=time.monotonic() - 0.25)
     rig.wait_until_empty()
     (stored,) = s3.objects(rig.images_bucket)
     latency_ms = stored.metadata.pop("alert_latency_ms")
@@ -143,7 +144,7 @@ def test_the_latency_is_that_of_the_first_try(rig: Rig, s3: S3Server) -> None:
         rig.use(proxy.url)
         uploader = rig.start()
         offered_s = time.monotonic()
-        uploader.offer_alert(rig.add_image(1_700_000_000), offered_s)
+        rig.alert(uploader, 1_700_000_000, arrival_s=offered_s)
         wait_until(lambda: uploader.counters().failed_tries, "it does not fail")
         first_try_is_over_s = time.monotonic()
         wait_until(lambda: uploader.counters().failed_tries >= 3, "it does not fail")
@@ -216,11 +217,15 @@ def key_of(path: Path, serial: str = SERIAL) -> str:
         return file.key_and_crc32(serial)[0]
 
 
-def test_the_key_is_the_same_at_every_try_and_under_another_name(rig: Rig) -> None:
-    path = rig.add_image(1_700_000_000)
+def test_the_key_is_the_same_at_every_try_from_memory_and_from_the_disk(rig: Rig) -> None:
+    content = jpeg()
+    path = rig.add_image(1_700_000_000, content)
     key = key_of(path)
     assert key == key_of(path)
-    assert key == key_of(path.rename(rig.images / "1700009999-81-640-480.jpg"))
+    os.utime(path, (1, 1))  # FAT keeps the time to two seconds only, and memory has none
+    assert key == key_of(path)
+    queued = QueuedFile(image_media_type(rig.images, "b"), path.name, ImageName(1_700_000_000, 81, 640, 480))
+    assert key == Alert(queued, content, lambda: None).key_and_crc32(SERIAL)[0]
 
 
 def test_no_two_events_share_a_key(rig: Rig) -> None:
@@ -284,29 +289,15 @@ def test_two_sweeps_at_once_make_one_object_of_each_file(
 def test_the_sweep_skips_an_alert_that_is_being_uploaded(
     rig: Rig, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even after it has stopped queued for the alert."""
+    """Even after it has stopped waiting for the alert."""
     monkeypatch.setattr("guardianberry.upload.upload_file._PAUSED_BLOCK_S", 0.01)
     with FaultyProxy(s3.port) as proxy:
         proxy.delay_s = 0.5
         rig.use(proxy.url)
         uploader = rig.start()
-        path = rig.add_image(1_700_000_000)
+        rig.alert(uploader, 1_700_000_000)
         for _ in range(4):
-            uploader.offer_alert(path, time.monotonic())
             uploader.sweep_soon()
-        rig.wait_until_empty()
-        assert proxy.connections == 1
-    assert uploader.counters().images == 1
-
-
-def test_an_alert_that_the_sweep_has_begun_is_not_sent_twice(rig: Rig, s3: S3Server) -> None:
-    path = rig.add_image(1_700_000_000)
-    with FaultyProxy(s3.port) as proxy:
-        proxy.delay_s = 0.5
-        rig.use(proxy.url)
-        uploader = rig.start()
-        wait_until(lambda: proxy.connections, "the sweep does not start")
-        uploader.offer_alert(path, time.monotonic())
         rig.wait_until_empty()
         assert proxy.connections == 1
     assert uploader.counters().images == 1
@@ -592,7 +583,7 @@ def test_nothing_is_uploaded_before_the_clock_is_set(rig: Rig, s3: S3Server) -> 
     clock_is_set = threading.Event()
     rig.add_video(1_700_000_000)
     uploader = rig.start(may_upload=clock_is_set.is_set)
-    uploader.offer_alert(rig.add_image(1_700_000_001), time.monotonic() - 7)
+    rig.alert(uploader, 1_700_000_001, arrival_s=time.monotonic() - 7)
     time.sleep(0.3)
     assert len(rig.left()) == 2
     assert not s3.keys(rig.images_bucket) | s3.keys(rig.videos_bucket)
@@ -651,7 +642,7 @@ def test_stop_does_not_wait_for_the_network(rig: Rig) -> None:
         rig.use(proxy.url)
         rig.add_video(1_700_000_000)
         uploader = rig.start()
-        uploader.offer_alert(rig.add_image(1_700_000_000), time.monotonic())
+        rig.alert(uploader, 1_700_000_000)
         wait_until(lambda: proxy.connections >= 1, "it does not connect")
         asked_s = time.monotonic()
         uploader.stop(0.3)
@@ -664,7 +655,7 @@ def test_stop_lets_an_alert_under_way_finish(rig: Rig, s3: S3Server) -> None:
         proxy.delay_s = 0.5
         rig.use(proxy.url)
         uploader = rig.start()
-        uploader.offer_alert(rig.add_image(1_700_000_000), time.monotonic())
+        rig.alert(uploader, 1_700_000_000)
         wait_until(lambda: proxy.connections, "it does not connect")
         uploader.stop(20)
     assert rig.left() == []
@@ -721,7 +712,7 @@ def test_after_a_long_outage_a_new_alert_is_tried_every_few_seconds_again(rig: R
 
     def offer() -> None:
         offered_after.append(len(pauses_s))
-        uploader.offer_alert(rig.add_image(1_700_000_001), clock())
+        rig.alert(uploader, 1_700_000_001, arrival_s=clock())
 
     clock.at(80_000, offer)
     rig.add_image(1_700_000_000)
@@ -751,7 +742,7 @@ def test_an_alert_that_goes_through_wakes_the_sweep(rig: Rig, s3: S3Server) -> N
         uploader = rig.start(pause=lambda event, timeout_s: event.wait(0.1 if timeout_s == 0.5 else 60))
         wait_until(lambda: uploader.counters().failed_tries, "it does not fail")
         proxy.target_port = s3.port
-        uploader.offer_alert(rig.add_image(1_700_000_001), time.monotonic())
+        rig.alert(uploader, 1_700_000_001)
         wait_until(lambda: not video.exists(), "the sweep sleeps on", timeout_s=30)
 
 

@@ -64,6 +64,21 @@ class Rig:
     def add_video(self, start: int, content: bytes | None = None) -> Path:
         return self._add(self.videos, f"{start}-12-2-88-43-640-480.mp4", mp4() if content is None else content)
 
+    def alert(
+        self, uploader: Uploader, start: int, content: bytes | None = None, *, arrival_s: float | None = None
+    ) -> Path:
+        """An alert as an event makes it: offered from memory, then saved. `arrival_s`: by default, now."""
+        content = jpeg() if content is None else content
+        name, stored = f"{start}-81-640-480.jpg", threading.Event()
+        arrival_s = time.monotonic() if arrival_s is None else arrival_s
+        uploader.offer_alert(name, content, frame_arrival_s=arrival_s, stored=stored.set)
+        path = self.add_image(start, content)
+        if stored.is_set():
+            path.unlink(missing_ok=True)
+        else:
+            uploader.alert_saved(name)
+        return path
+
     def uploader(self, **changes: Any) -> Uploader:
         """Made, not started."""
         arguments: dict[str, Any] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import re
-import tempfile
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import botocore.exceptions
-import botocore.parsers
 import botocore.session
 
 from guardianberry.doctor.machine import cron_lines, is_open_to_others
@@ -71,9 +69,9 @@ def ask(client: Any) -> Finding:
         if cause is NO_PERMISSION or status in (404, 405, 501):  # the key is valid, and not allowed to list
             return ok("endpoint", "answers, and accepts the key")
         return fail("endpoint", str(UploadError(cause, f"HTTP {status} {code}")), _ADVICE)
-    except (botocore.exceptions.BotoCoreError, botocore.parsers.ResponseParserError) as error:
-        text = str(UploadError(*cause_of_exception(error)))
-        return fail("endpoint", text, "Until then all files stay in the queue on the disk; nothing is lost.")
+    except (botocore.exceptions.BotoCoreError, UploadError) as error:
+        failure = error if isinstance(error, UploadError) else UploadError(*cause_of_exception(error))
+        return fail("endpoint", str(failure), "Until then all files stay in the queue on the disk; nothing is lost.")
     advice = "A camera needs s3:PutObject alone: " + _ADVICE
     return warn("endpoint", "answers, and the key may list all buckets", advice)
 
@@ -113,13 +111,15 @@ def check_uploads(s3: S3, buckets: Mapping[str, str]) -> Iterator[Finding]:
     checksum = base64.b64encode(zlib.crc32(_TEST_OBJECT).to_bytes(4)).decode()
     for subject, bucket in buckets.items():
         key = f"{uuid.uuid4()}.txt"
-        with tempfile.TemporaryFile() as file:
-            file.write(_TEST_OBJECT)
-            file.flush()
-            body = Body(file.fileno(), len(_TEST_OBJECT), lambda: None)
-            try:
-                s3.put(bucket, key, body, crc32_base64=checksum, content_type="text/plain", metadata={"check": "test"})
-            except UploadError as error:
-                yield fail(subject, f"{bucket}: {error}", _ADVICE)
-            else:
-                yield ok(subject, f"{bucket} stored {key}")
+        body = Body(lambda size, offset: _TEST_OBJECT[offset : offset + size], len(_TEST_OBJECT))
+        try:
+            s3.put(bucket, key, body, crc32_base64=checksum, content_type="text/plain", metadata={"check": "test"})
+        except UploadError as error:
+            yield fail(subject, f"{bucket}: {error}", _ADVICE)
+            continue
+        yield ok(subject, f"{bucket} stored {key}")
+        if missing := s3.encryption_missing:
+            advice = (
+                "On AWS every object is encrypted. Elsewhere ask whoever runs the server; the daemon works either way."
+            )
+            yield warn(subject, f"{bucket}: the answer does not confirm the encryption at rest ({missing})", advice)

@@ -126,7 +126,9 @@ class EventFiles:
             path = self._images_folder / self._clock.hold(name, first.time_s)
         saved = self._try_to_save(path, first) or (self._disk.give_up_reserve() and self._try_to_save(path, first))
         if saved and not held:
-            self._uploads.offer_alert(path, first.time_s)
+            jpeg, remove = path.read_bytes(), lambda: path.unlink(missing_ok=True)
+            self._uploads.offer_alert(path.name, jpeg, frame_arrival_s=first.time_s, stored=remove)
+            self._uploads.alert_saved(path.name)
         return path if saved else None
 
     def _try_to_save(self, path: Path, first: Inference) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import http.client
 import logging
 import re
 import ssl
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import botocore.exceptions
-import botocore.parsers
 from urllib3.util.ssl_match_hostname import CertificateError
 
 from guardianberry.logs import OncePerCause
@@ -29,7 +29,6 @@ class FailureScope(enum.Enum):
     EVERYTHING = "all files"
     BUCKET = "all files for this bucket"
     FILE = "some files"  # perhaps only this file, perhaps only this time
-    FILE_FOR_LONG = "this file"  # at every try
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Cause:
 
     scope: FailureScope
     text: str
-    passes: bool = False  # True: likely to end within seconds by itself
+    passes: bool = False  # True: likely to end within seconds by itself. False: the next try is likely to fail, too
 
 
 NO_CREDENTIALS = Cause(
@@ -90,13 +89,22 @@ CUT = Cause(FailureScope.FILE, "the connection to S3 broke or stalled during the
 SLOW_DOWN = Cause(FailureScope.EVERYTHING, "S3 asks to slow down", passes=True)
 SERVER_ERROR = Cause(FailureScope.FILE, "S3 reports an internal error", passes=True)
 TRY_AGAIN = Cause(FailureScope.FILE, "S3 was busy with the same object or received it incompletely", passes=True)
-NOT_S3 = Cause(
-    FailureScope.EVERYTHING, "the answer is not from an S3 server; check AWS_ENDPOINT_URL_S3 and the network"
+NOT_S3 = Cause(FailureScope.FILE, "the answer is not from an S3 server; check AWS_ENDPOINT_URL_S3 and the network")
+UNSUPPORTED = Cause(FailureScope.BUCKET, "the S3 server does not support a part of the request")
+REJECTED = Cause(
+    FailureScope.FILE,
+    "the S3 server rejects them with a code that is not known here; its manual or its log may explain it",
 )
-UNSUPPORTED = Cause(
-    FailureScope.BUCKET, "the S3 server does not support a part of the request; SERVER_SIDE_ENCRYPTION = None may help"
+TOO_LARGE = Cause(
+    FailureScope.FILE,
+    "they are too large for the S3 server or a proxy before it; raise its limit (nginx: client_max_body_size), or lower"
+    " MAX_RECORDING_DURATION_S or BITRATE_BPS",
 )
-REJECTED_FILE = Cause(FailureScope.FILE_FOR_LONG, "S3 rejects this file")
+FULL = Cause(FailureScope.EVERYTHING, "the S3 server's disk is full; make room there")
+QUOTA = Cause(FailureScope.BUCKET, "the quota of the bucket or its owner is used up; delete old objects or raise it")
+SUSPENDED = Cause(
+    FailureScope.EVERYTHING, "the S3 server has suspended this user; its administrator can enable it again"
+)
 
 _CODES = {
     BAD_KEY: "InvalidAccessKeyId SignatureDoesNotMatch InvalidSecurity InvalidClientTokenId UnrecognizedClientException"
@@ -108,6 +116,10 @@ _CODES = {
     " Redirect",
     SLOW_DOWN: "SlowDown Throttling ThrottlingException TooManyRequests RequestLimitExceeded ServiceUnavailable"
     " BandwidthLimitExceeded",
+    QUOTA: "QuotaExceeded XMinioAdminBucketQuotaExceeded",
+    SUSPENDED: "UserSuspended AccountProblem NotSignedUp",
+    FULL: "XMinioStorageFull",
+    TOO_LARGE: "EntityTooLarge MaxMessageLengthExceeded",
     TRY_AGAIN: "OperationAborted ConditionalRequestConflict RequestTimeout IncompleteBody BadDigest"
     " XAmzContentSHA256Mismatch XAmzContentChecksumMismatch",
 }
@@ -119,7 +131,9 @@ _STATUSES = {
     TRY_AGAIN: (408, 409),
     SLOW_DOWN: (429, 503),
     NETWORK: (407,),
+    TOO_LARGE: (413,),
     UNSUPPORTED: (501,),
+    FULL: (507,),
 }
 _CAUSE_OF_STATUS = {status: cause for cause, statuses in _STATUSES.items() for status in statuses}
 
@@ -130,6 +144,7 @@ class UploadError(Exception):
     def __init__(self, cause: Cause, detail: str = "") -> None:
         super().__init__(f"{cause.text} ({detail})" if detail else cause.text)
         self.cause = cause
+        self.detail = detail
 
 
 class Interrupted(Exception):  # noqa: N818 (no error: the program was asked to stop)
@@ -146,7 +161,7 @@ def status_and_code(error: Any) -> tuple[int, str]:
 def cause_of_answer(status: int, code: str) -> Cause:
     if cause := _CAUSE_OF_CODE.get(code) or _CAUSE_OF_STATUS.get(status):
         return cause
-    return SERVER_ERROR if status >= 500 else REJECTED_FILE
+    return SERVER_ERROR if status >= 500 else REJECTED
 
 
 def cause_of_exception(error: Exception) -> tuple[Cause, str]:
@@ -165,11 +180,11 @@ def cause_of_exception(error: Exception) -> tuple[Cause, str]:
     # Without a connection the network is at fault. With one it may be this file.
     if isinstance(error, (known.EndpointConnectionError, known.ConnectTimeoutError, known.ProxyConnectionError)):
         return NETWORK, _root_detail(error)
-    if isinstance(error, (known.ReadTimeoutError, known.ConnectionClosedError, known.HTTPClientError)):
-        return CUT, _root_detail(error)
-    if isinstance(error, botocore.parsers.ResponseParserError):
-        return NOT_S3, "its answer cannot be read"
-    return BAD_SET_UP, type(error).__name__
+    if isinstance(error, known.HTTPClientError):
+        return (NOT_S3, "its answer cannot be read") if _is_nonsense(error) else (CUT, _root_detail(error))
+    if isinstance(error, known.BotoCoreError):
+        return BAD_SET_UP, type(error).__name__
+    return NOT_S3, type(error).__name__
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -180,6 +195,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(inner))
         yield inner
         inner = inner.__cause__ or inner.__context__
+
+
+def _is_nonsense(error: BaseException) -> bool:
+    """Whether the server gave an answer that is not HTTP."""
+    chain = list(_chain(error))
+    if any(isinstance(inner, (OSError, http.client.IncompleteRead)) for inner in chain):
+        return False
+    return any(isinstance(inner, (http.client.HTTPException, ValueError)) for inner in chain)
 
 
 def _why_not_trusted(error: BaseException) -> str:
@@ -206,13 +229,15 @@ class UploadErrorLog:
         self._lock = threading.Lock()
         self._down: set[str] = set()  # buckets that accept nothing; "" stands for all of S3
 
-    def failed(self, media_type: MediaType, error: UploadError) -> None:
+    def failed(self, media_type: MediaType, error: UploadError, file_name: str = "") -> None:
         cause = error.cause
         bucket = media_type.bucket if cause.scope is FailureScope.BUCKET else ""
         if cause.scope in (FailureScope.EVERYTHING, FailureScope.BUCKET):
             self.bucket_is_down(bucket)
         if self._once.is_new((cause, bucket)):
             which = f"{media_type.word}s" if bucket else cause.scope.value
+            if cause.scope is FailureScope.FILE:
+                which += f" (such as {file_name})"
             log.warning("uploads of %s fail: %s; nothing is lost", which, error)
 
     def bucket_is_down(self, bucket: str) -> None:
@@ -220,7 +245,8 @@ class UploadErrorLog:
         with self._lock:
             self._down.add(bucket)
 
-    def succeeded(self, media_type: MediaType, pending: Callable[[], Pending]) -> None:
+    def succeeded(self, media_type: MediaType, pending: Callable[[], Pending]) -> bool:
+        """True when nothing went through before this."""
         bucket = media_type.bucket
         with self._lock:
             over = self._down & {"", bucket}
@@ -229,6 +255,7 @@ class UploadErrorLog:
         if over:
             left = pending()
             log.info("uploads work again; still queued: %d images, %d videos", left.images, left.videos)
+        return bool(over)
 
     def nothing_failed(self) -> None:
         """A whole sweep went well, so that causes that concern single files are logged again when they come back."""

@@ -18,7 +18,8 @@ from guardianberry.logs import OncePerCause
 
 log = logging.getLogger(__name__)
 
-SET_ASIDE_S = 3600.0
+MAX_PAUSE_S = 3600.0
+_MAX_IMAGE_PAUSE_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,16 @@ def list_queued(media_type: MediaType) -> tuple[list[QueuedFile], list[str]]:
     return queued, odd
 
 
+@dataclass
+class _Failures:
+    """Of one file. While nothing at all goes through, failures say nothing about the file, so they are told apart."""
+
+    since_success: int = 0  # since the last success of any file,
+    successes: int = 0  # of which there had been so many then
+    before: int = 0  # successes of others that came between two failures of this file
+    lasting: int = 0  # failures that do not pass by themselves
+
+
 class Queue:
     """Both folders as one queue. What it remembers of failures lasts until the process ends; the files are on the disk.
 
@@ -90,9 +101,11 @@ class Queue:
         self._once = OncePerCause()
         self._odd: dict[str, set[str]] = {"image": set(), "video": set()}
         self.unreadable: set[str] = set()  # media types whose folder could not be read the last time
+        self._recovered = threading.Event()
         self._lock = threading.Lock()  # guards what follows
-        self._failures: dict[Path, int] = {}
-        self._set_aside_until_s: dict[Path, float] = {}
+        self._successes = 0
+        self._failures: dict[Path, _Failures] = {}
+        self._paused_until_s: dict[Path, float] = {}
 
     def pending(self) -> Pending:
         return Pending(_count(self._images), _count(self._videos))
@@ -101,36 +114,72 @@ class Queue:
         """Each queued file once: the newest image, the other images, the videos, but none of a `closed` media type.
 
         Files that failed less often go first, then older ones. When `wake` is set in between, the folders are read
-        again, so that a new image is the next one. In that case it is set again at the end: a new file may have the
-        name of one that was offered before.
+        again, so that a new image is the next one. Then, and when S3 has recovered, it is set again at the end: a new
+        file may have the name of one that was offered before, and pauses of files have ended.
         """
         offered: set[Path] = set()
         new, woken = True, False
         while new:
             wake.clear()
             new = False
-            for queued in self._in_order():
+            order = self._in_order()
+            while order and not new:
+                queued = order.pop(0)
                 if queued.path in offered or queued.media_type in closed:
                     continue
                 offered.add(queued.path)
                 yield queued
                 new = wake.is_set()
+                if self._recovered.is_set():  # what failed meanwhile goes in its usual order again
+                    self._recovered.clear()
+                    order.sort(key=lambda file: (file.media_type is self._videos, *self._rank(file)))
+                    woken = True
                 woken = woken or new
-                if new:
-                    break
         if woken:
             wake.set()
 
-    def failed(self, queued: QueuedFile) -> None:
-        """Let the other files of its media type go first the next time, so that a few bad ones do not block them."""
+    def failed(self, queued: QueuedFile, *, passes: bool) -> None:
+        """Let the other files of its media type go first the next time, so that a few bad ones do not block them.
+
+        If the failure does not pass by itself, the file is not tried for 1, 4, 16 s and so on: an hour at most, an
+        image five minutes.
+        """
         with self._lock:
-            self._failures[queued.path] = self._failures.get(queued.path, 0) + 1
+            failures = self._failures.setdefault(queued.path, _Failures(successes=self._successes))
+            if failures.successes < self._successes:
+                failures.successes, failures.since_success = self._successes, 0
+                failures.before += 1
+            failures.since_success += 1
+            if not passes:
+                longest_s = MAX_PAUSE_S if isinstance(queued.name, VideoName) else _MAX_IMAGE_PAUSE_S
+                self._paused_until_s[queued.path] = self._clock() + min(longest_s, 4.0 ** min(failures.lasting, 10))
+                failures.lasting += 1
 
     def set_aside(self, queued: QueuedFile, reason: str) -> None:
         """Do not try it again for an hour."""
         with self._lock:
-            self._set_aside_until_s[queued.path] = self._clock() + SET_ASIDE_S
+            self._paused_until_s[queued.path] = self._clock() + MAX_PAUSE_S
         self.report(queued, reason)
+
+    def succeeded(self, queued: QueuedFile, *, recovered: bool) -> None:
+        """`recovered`: nothing had gone through before. Then S3 was at fault and not the files: none waits longer."""
+        with self._lock:
+            self._successes += 1
+            self._failures.pop(queued.path, None)
+            if recovered:
+                self._paused_until_s.clear()
+                self._recovered.set()
+
+    @property
+    def has_failures(self) -> bool:
+        """Whether a queued file has failed at its last try."""
+        with self._lock:
+            return bool(self._failures)
+
+    def next_try_in_s(self) -> float:
+        """Until a file may be tried again whose pause ends next; an hour at most."""
+        with self._lock:
+            return max(0.0, min([*self._paused_until_s.values(), self._clock() + MAX_PAUSE_S]) - self._clock())
 
     def report(self, queued: QueuedFile, reason: str) -> None:
         """Log once that the file stays on the disk, and why."""
@@ -143,11 +192,19 @@ class Queue:
         with self._lock:
             there = {queued.path for queued in images + videos}
             self._failures = {path: count for path, count in self._failures.items() if path in there}
-            self._set_aside_until_s = {path: at for path, at in self._set_aside_until_s.items() if at > now_s}
+            self._paused_until_s = {
+                path: at for path, at in self._paused_until_s.items() if at > now_s and path in there
+            }
             newest, images = images[-1:], images[:-1]
             for files in (images, videos):
-                files.sort(key=lambda queued: self._failures.get(queued.path, 0))  # stable: then by age
-            return [queued for queued in newest + images + videos if queued.path not in self._set_aside_until_s]
+                files.sort(key=self._rank)
+            return [queued for queued in newest + images + videos if queued.path not in self._paused_until_s]
+
+    def _rank(self, queued: QueuedFile) -> tuple[int, int, int, str]:
+        """Among files of its media type; the lowest goes first."""
+        failures = self._failures.get(queued.path, _Failures())
+        since_success = failures.since_success if failures.successes == self._successes else 0
+        return failures.before, since_success, queued.name.recording_start_time, queued.file_name
 
     def _read(self, media_type: MediaType) -> list[QueuedFile]:
         word = media_type.word

@@ -9,47 +9,49 @@ import gzip
 import ipaddress
 import json
 import logging
-import os
-import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import boto3.session
 import botocore.exceptions
-import botocore.httpsession
 import botocore.loaders
-import botocore.parsers
 import botocore.session
-import botocore.utils
 from botocore.config import Config
 
+from guardianberry.upload.connect import Addresses
 from guardianberry.upload.errors import (
     BAD_SET_UP,
     CREDENTIALS_UNREADABLE,
     NO_CREDENTIALS,
     NOT_S3,
     PLAIN_HTTP,
+    REJECTED,
     UNSUPPORTED,
     Cause,
-    FailureScope,
     UploadError,
     cause_of_answer,
     cause_of_exception,
     status_and_code,
 )
+from guardianberry.upload.transport import Transport
 from guardianberry.upload.upload_file import Body
 
 log = logging.getLogger(__name__)
 
-_CONNECT_TIMEOUT_S = 5  # also for a block of the body to fit into the socket's buffer
-_READ_TIMEOUT_S = 10
 _ATTEMPTS = 2  # the second one helps in a short disturbance; the sweep handles longer ones
-# The send buffer of a connection; Linux doubles it, to 32 KiB. By default it grows to 4 MB. On a home's uplink of
-# 300 kbit/s that takes longer to send than the read timeout, and an alert would have to wait for it. 32 KiB are sent
-# within a second there, and are enough for 8 Mbit/s to a server 30 ms away.
-_SEND_BUFFER_BYTES = 16 * 1024
+# The parts of a request that a server may not support, in the order in which they are left out to see whether it is
+# them, and what is missing then.
+_OPTIONAL = {
+    "IfNoneMatch": (logging.INFO, "conditional writes", "an upload whose answer is lost is stored again"),
+    "ServerSideEncryption": (
+        logging.WARNING,
+        "encryption at rest",
+        "what is stored there is not encrypted, unless the server does so by itself",
+    ),
+    "ChecksumCRC32": (logging.WARNING, "checksums", "TLS alone protects the content on the way"),
+}
 
 
 def keep_libraries_quiet() -> None:
@@ -86,19 +88,28 @@ class S3:
     """
 
     def __init__(self, *, server_side_encryption: str | None) -> None:
-        self._encryption = {"ServerSideEncryption": server_side_encryption} if server_side_encryption else {}
-        self._condition = {"IfNoneMatch": "*"}
+        self._encryption = server_side_encryption
         self._lock = threading.Lock()
         self._client: Any = None
         self._credentials: Any = None  # of `_client`; those that can be renewed renew themselves
+        self._addresses = Addresses()
+        self._left_out: frozenset[str] = frozenset()  # of `_OPTIONAL`
+        self._not_to_blame: set[str] = set()  # answers that leaving parts out did not change
+        self.encryption_missing = ""  # what was configured, where the last answer of a success did not confirm it
         keep_libraries_quiet()
 
-    def prepare(self) -> Any:
-        """Make the client. It takes a Pi a second or two, and the first alert should not wait for that.
+    def prepare(self, *buckets: str) -> Any:
+        """Make the client, which takes a Pi a second or two, and look the server up: the first alert should not wait.
 
-        Connects to nothing. Raises UploadError.
+        Connects to nothing but the name server. Raises UploadError.
         """
-        return self._ready_client()
+        client = self._ready_client()
+        url = urlsplit(client.meta.endpoint_url)
+        host = url.hostname or ""
+        names = [f"{bucket}.{host}" for bucket in buckets if "." not in bucket and host.endswith(".amazonaws.com")]
+        for name in (host, *names):
+            self._addresses.look_up((name, url.port or (443 if url.scheme == "https" else 80)))
+        return client
 
     def put(
         self, bucket: str, key: str, body: Body, *, crc32_base64: str, content_type: str, metadata: Mapping[str, str]
@@ -109,44 +120,64 @@ class S3:
         """
         client = self._ready_client()
         asked = {"Bucket": bucket, "Key": key, "Body": body, "ContentType": content_type, "Metadata": dict(metadata)}
-        asked |= {"ChecksumCRC32": crc32_base64, **self._encryption}
-        condition = self._condition
-        stored = self._put_once(client, **asked, **condition)
-        if stored is None and condition:
-            stored = self._put_once(client, **asked)
-            if stored is not None:
-                log.info("this S3 server does not support conditional writes; uploads go on without them")
-                self._condition = {}
-        if stored is None:
-            raise UploadError(UNSUPPORTED, "HTTP 501")
-        return stored
+        optional = {"IfNoneMatch": "*", "ServerSideEncryption": self._encryption, "ChecksumCRC32": crc32_base64}
+        optional = {name: value for name, value in optional.items() if value and name not in self._left_out}
+        try:
+            return self._put_once(client, **asked, **optional)
+        except UploadError as error:
+            if not error.detail.startswith(("HTTP 400", "HTTP 501")) or str(error) in self._not_to_blame:
+                raise
+            if error.cause not in (UNSUPPORTED, REJECTED):
+                raise
+            for left_out in _combinations(list(optional), error.cause):
+                kept = {name: value for name, value in optional.items() if name not in left_out}
+                try:
+                    stored = self._put_once(client, **asked, **kept)
+                except UploadError as other:
+                    if other.cause not in (UNSUPPORTED, REJECTED):
+                        raise
+                    continue
+                self._leave_out(left_out, error)
+                return stored
+            self._not_to_blame.add(str(error))
+            raise
 
-    def _put_once(self, client: Any, **asked: Any) -> bool | None:
-        """True: stored. False: it was there already. None: the server does not support the request (501)."""
+    def _leave_out(self, names: set[str], error: UploadError) -> None:
+        self._left_out |= names
+        for name in sorted(names):
+            level, what, consequence = _OPTIONAL[name]
+            text = "this S3 server does not support %s (%s); uploads go on without: %s"
+            log.log(level, text, what, error.detail, consequence)
+
+    def _put_once(self, client: Any, **asked: Any) -> bool:
+        """True: stored. False: it was there already. Raises as `put` does."""
         body = asked["Body"]
         body.seek(0)
         try:
             answer = client.put_object(**asked)
+        except UploadError:
+            raise
         except botocore.exceptions.ClientError as error:
             status, code = status_and_code(error)
-            if status == 412 or code == "PreconditionFailed":
+            if "IfNoneMatch" in asked and status in (304, 412):
                 return False
-            if status == 501:
-                return None
             cause = cause_of_answer(status, code)
             if error.operation_name != "PutObject":  # a role could not be assumed; S3 was asked nothing
                 cause = CREDENTIALS_UNREADABLE
-            raise self._failed(cause, f"HTTP {status} {code}") from error
-        except (botocore.exceptions.BotoCoreError, botocore.parsers.ResponseParserError) as error:
+            raise self._failed(cause, f"HTTP {status} {code}".rstrip()) from error
+        except Exception as error:  # whatever the other end brings about: it counts for this one file
             if body.error is not None:  # the disk failed, not the network
                 raise body.error from error
             raise self._failed(*cause_of_exception(error)) from error
         if not answer.get("ETag"):  # the login page of a public Wi-Fi is a 200, too
             raise UploadError(NOT_S3, "HTTP 200 without an ETag")
+        self._not_to_blame.clear()
+        is_encrypted = bool(answer.get("ServerSideEncryption"))
+        self.encryption_missing = "" if is_encrypted or not self._encryption else self._encryption
         return True
 
     def _failed(self, cause: Cause, detail: str) -> UploadError:
-        if not cause.passes and cause.scope is not FailureScope.FILE_FOR_LONG:
+        if not cause.passes:
             self._client = None
         return UploadError(cause, detail)
 
@@ -176,8 +207,7 @@ class S3:
         if self._credentials is None:
             raise UploadError(NO_CREDENTIALS)
         config = Config(
-            connect_timeout=_CONNECT_TIMEOUT_S,
-            read_timeout=_READ_TIMEOUT_S,
+            request_checksum_calculation="when_required",  # each upload brings its own
             retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
         )
         try:
@@ -187,36 +217,17 @@ class S3:
         url = urlsplit(client.meta.endpoint_url)
         if url.scheme != "https" and not _is_loopback(url.hostname or ""):
             raise UploadError(PLAIN_HTTP)
-        client.meta.events.register("before-send.s3.PutObject", _sender(core))
+        transport = Transport(self._addresses, core.get_config_variable("ca_bundle"))
+        client.meta.events.register("before-send.s3", transport.send)
         return client
 
 
-def _sender(core: Any) -> Callable[..., Any]:
-    """Sends a signed request in place of botocore's connection pool.
-
-    Each upload has a fresh connection. A home router drops an idle one without telling either end; an alert would wait
-    for the read timeout of ten seconds until that is noticed. The certificate is always checked.
-    """
-    verify = core.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE") or True
-
-    def send(request: Any, **_: Any) -> Any:
-        plain = urlsplit(request.url).scheme != "https"  # then the server is on this machine: no proxy
-        request.headers["Connection"] = "close"
-        session = botocore.httpsession.URLLib3Session(
-            verify=verify,
-            proxies={} if plain else botocore.utils.get_environ_proxies(request.url),
-            timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S),
-            socket_options=[
-                (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-                (socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES),
-            ],
-        )
-        try:
-            return session.send(request)
-        finally:
-            session.close()
-
-    return send
+def _combinations(names: list[str], cause: Cause) -> Iterator[set[str]]:
+    """What to leave out: each part on its own, then all. 501 is mostly about the condition, 400 hardly ever."""
+    for name in names if cause is UNSUPPORTED else [*names[1:], *names[:1]]:
+        yield {name}
+    if len(names) > 1:
+        yield set(names)
 
 
 def _is_loopback(host: str) -> bool:

@@ -23,8 +23,14 @@ _BLOCK_BYTES = 16 * 1024  # sent at once: 0.4 s on an uplink of 300 kbit/s
 # While an alert is being uploaded, other uploads send one block in this time: often enough that no server hangs up.
 _PAUSED_BLOCK_S = 8.0
 _HASH_BLOCK_BYTES = 1024 * 1024
-_MAX_OBJECT_BYTES = 5 * 1024**3  # S3 takes no more in one PutObject
+_MAX_IMAGE_BYTES = 20_000_000
+# What a clip may weigh: 20 Mbit/s and some more, for two minutes at most. A file of 5 GiB that is mostly a hole takes
+# no room on the disk and would be sent for days.
+_MAX_CLIP_BYTES_PER_S, _MAX_CLIP_S, _MAX_CLIP_OVERHEAD_BYTES = 2_500_000, 120, 25_000_000
 _KEY_NAMESPACE = uuid.UUID("4f0ed20b-7f0a-4a8e-9b6c-51d9ab1d5b8a")  # random; a change of it would change every key
+
+
+ReadAt = Callable[[int, int], bytes]  # (size, offset) as os.pread takes them; may raise OSError
 
 
 class UnfitError(Exception):
@@ -64,15 +70,15 @@ class Gate:
 
 
 class Body:
-    """What boto3 reads of an open file: one small block at a time. `before_block` is called first and may wait.
+    """What boto3 reads of a source: one small block at a time. `before_block` is called first and may wait.
 
-    The length is fixed at the start. If the file becomes shorter or cannot be read, the upload ends with an OSError,
+    The length is fixed at the start. If a file becomes shorter or cannot be read, the upload ends with an OSError,
     which is kept in `error`, because botocore reports it as an error of the network.
     """
 
-    def __init__(self, descriptor: int, size_bytes: int, before_block: Callable[[], None]) -> None:
+    def __init__(self, read_at: ReadAt, size_bytes: int, before_block: Callable[[], None] = lambda: None) -> None:
         self.error: OSError | None = None
-        self._descriptor = descriptor
+        self._read_at = read_at
         self._size_bytes = size_bytes
         self._position = 0
         self._before_block = before_block
@@ -84,7 +90,7 @@ class Body:
             return b""
         self._before_block()
         try:
-            block = os.pread(self._descriptor, wanted_bytes, self._position)
+            block = self._read_at(wanted_bytes, self._position)
             if not block:
                 raise OSError("it became shorter during the upload")
         except OSError as error:
@@ -102,16 +108,45 @@ class Body:
         return self._position
 
 
-class OpenFile:
+class Source:
+    """The content of one event file, in memory or on the disk."""
+
+    def __init__(self, queued: QueuedFile, size_bytes: int, read_at: ReadAt) -> None:
+        self.queued, self.size_bytes, self._read_at = queued, size_bytes, read_at
+
+    def body(self, before_block: Callable[[], None]) -> Body:
+        return Body(self._read_at, self.size_bytes, before_block)
+
+    def key_and_crc32(self, serial: str) -> tuple[str, str]:
+        """The object's key, and the content's CRC-32 as S3 wants it. Raises OSError.
+
+        The key is a UUID made of the content, the event's start, the serial number and the media type. It is the same
+        at every try, after a restart, and for the file and the copy of it in memory. Two events never share one: a
+        looped film can give them the same picture, but never the same start. Nothing can be read off the key.
+        """
+        content, crc32, offset = hashlib.sha256(), 0, 0
+        while block := self._read_at(_HASH_BLOCK_BYTES, offset):
+            content.update(block)
+            crc32 = zlib.crc32(block, crc32)
+            offset += len(block)
+        media_type, start = self.queued.media_type, self.queued.name.recording_start_time
+        seed = f"{serial}/{media_type.word}/{start}/{content.hexdigest()}"
+        return f"{uuid.uuid5(_KEY_NAMESPACE, seed)}{media_type.suffix}", base64.b64encode(crc32.to_bytes(4)).decode()
+
+    def delete(self) -> bool:
+        """S3 has the content, so it can go here. False where it was changed meanwhile and is kept. Raises OSError."""
+        raise NotImplementedError
+
+
+class OpenFile(Source):
     """A queued file, opened and found fit. Use it as a context manager."""
 
     def __init__(self, queued: QueuedFile) -> None:
         """Raises FileNotFoundError when the file is gone, UnfitError when it must not be uploaded."""
-        self.queued = queued
         self._descriptor = _open(queued.path)
         try:
             self._stat = os.fstat(self._descriptor)
-            self.size_bytes = self._stat.st_size
+            super().__init__(queued, self._stat.st_size, lambda size, offset: os.pread(self._descriptor, size, offset))
             self._check()
         except BaseException:
             os.close(self._descriptor)
@@ -122,25 +157,6 @@ class OpenFile:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
-
-    def body(self, before_block: Callable[[], None]) -> Body:
-        return Body(self._descriptor, self.size_bytes, before_block)
-
-    def key_and_crc32(self, serial: str) -> tuple[str, str]:
-        """The object's key, and the content's CRC-32 as S3 wants it.
-
-        The key is a UUID made of the content, the time of its last change, the serial number and the media type. It is
-        the same at every try, after a restart and under another name. Two events never share one: a looped film can
-        give them the same picture, but not at the same nanosecond. Nothing can be read off the key.
-        """
-        content, crc32, offset = hashlib.sha256(), 0, 0
-        while block := os.pread(self._descriptor, _HASH_BLOCK_BYTES, offset):
-            content.update(block)
-            crc32 = zlib.crc32(block, crc32)
-            offset += len(block)
-        media_type = self.queued.media_type
-        seed = f"{serial}/{media_type.word}/{self._stat.st_mtime_ns}/{content.hexdigest()}"
-        return f"{uuid.uuid5(_KEY_NAMESPACE, seed)}{media_type.suffix}", base64.b64encode(crc32.to_bytes(4)).decode()
 
     def delete(self) -> bool:
         """Remove the file from the disk. False, and nothing removed, if it was changed or replaced since the opening.
@@ -160,9 +176,10 @@ class OpenFile:
             raise UnfitError("it is not an ordinary file")
         if self.size_bytes == 0:
             raise UnfitError("it is empty")
-        if self.size_bytes > _MAX_OBJECT_BYTES:
-            raise UnfitError("it is larger than the 5 GiB that S3 takes at once")
-        is_image = self.queued.media_type.name_type is ImageName
+        name = self.queued.name
+        is_image = isinstance(name, ImageName)
+        if self.size_bytes > (_MAX_IMAGE_BYTES if isinstance(name, ImageName) else _max_clip_bytes(name)):
+            raise UnfitError(f"{self.size_bytes / 1e6:.0f} MB are more than its name can stand for")
         try:
             if is_image and not _is_whole_jpeg(self._descriptor, self.size_bytes):
                 raise UnfitError("it is not a complete JPEG")
@@ -170,6 +187,10 @@ class OpenFile:
                 raise UnfitError("it is not a complete MP4")
         except OSError as error:
             raise UnfitError(f"it cannot be read: {error.strerror}") from error
+
+
+def _max_clip_bytes(name: VideoName) -> int:
+    return _MAX_CLIP_OVERHEAD_BYTES + _MAX_CLIP_BYTES_PER_S * min(name.duration, _MAX_CLIP_S)
 
 
 def _version(status: os.stat_result) -> tuple[int, int, int, int]:

@@ -1,9 +1,9 @@
 """Uploads the finished event files to S3, and removes each from the disk once S3 has confirmed it.
 
-There are two lanes. An alert image is uploaded at once, in a thread of its own; other uploads pause meanwhile. The
-sweep uploads the queued files one by one: the newest image, then the other images, then the videos, oldest first. It
-also repeats uploads that failed. The queue is on the disk, so that no crash, no power cut and no week without network
-loses a file.
+There are two lanes. An alert image is uploaded at once, from memory and in a thread of its own (alerts.py); other
+uploads pause meanwhile. The sweep uploads the queued files one by one: the newest image, then the other images, then
+the videos, oldest first. It also repeats uploads that failed. The queue is on the disk, so that no crash, no power cut
+and no week without network loses a file.
 """
 
 from __future__ import annotations
@@ -12,35 +12,26 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from guardianberry.filenames import ImageName, parse
+from guardianberry.upload.alerts import Alert, AlertLane
 from guardianberry.upload.errors import FailureScope, Interrupted, UploadError, UploadErrorLog
-from guardianberry.upload.queue import (
-    SET_ASIDE_S,
-    MediaType,
-    Pending,
-    Queue,
-    QueuedFile,
-    image_media_type,
-    video_media_type,
-)
+from guardianberry.upload.queue import MediaType, Pending, Queue, QueuedFile, image_media_type, video_media_type
 from guardianberry.upload.s3 import S3
-from guardianberry.upload.upload_file import Gate, OpenFile, UnfitError, header_value, metadata
+from guardianberry.upload.upload_file import Gate, OpenFile, Source, UnfitError, header_value, metadata
 
 log = logging.getLogger(__name__)
 _Value = TypeVar("_Value")
 
-_IDLE_PAUSE_S = SET_ASIDE_S  # then files that were set aside, or put there by hand, are found
 _CRASH_PAUSE_S = 60.0
 _CLOCK_PAUSE_S = 1.0  # until `may_upload` is asked again
 _MIN_PAUSE_S = 0.5  # between two sweeps, however often another one is asked for
 _FIRST_BACKOFF_S = 1.0
 _MAX_BACKOFF_S = 300.0  # a network that is back is noticed after this time at most
-_ALERT_PAUSES_S = (0.0, 1.0, 3.0)  # before each try of an alert; after the last one the sweep tries
-_MAX_ALERT_THREADS = 8
 _MAX_FAILURES_IN_A_ROW = 3  # of single files; when one more fails, S3 is at fault and not the files
 _MAX_ARRIVALS = 1000
 
@@ -103,9 +94,8 @@ class Uploader:
         self._gate, self._backoff, self._error_log = Gate(), Backoff(), UploadErrorLog()
         self._stopped, self._wake = threading.Event(), threading.Event()
         self._sweeper = threading.Thread(target=self._run, name="sweep", daemon=True)
+        self._alerts = AlertLane(send=self._send_alert, may_upload=may_upload, wake=self._wake.set)
         self._lock = threading.Lock()  # guards what follows
-        self._alert_threads: list[threading.Thread] = []
-        self._claims: set[Path] = set()
         self._arrivals_s: dict[Path, float] = {}
         self._latencies_ms: dict[Path, int] = {}
         self._counters = Counters()
@@ -115,21 +105,28 @@ class Uploader:
     def start(self) -> None:
         self._sweeper.start()
 
-    def offer_alert(self, path: Path, frame_arrival_s: float) -> None:
-        """Upload this image now. `frame_arrival_s`: when its frame's last byte arrived, on the monotonic clock."""
-        name = parse(path.name)
+    def offer_alert(
+        self, file_name: str, jpeg: bytes, *, frame_arrival_s: float, stored: Callable[[], None] = lambda: None
+    ) -> None:
+        """Upload this alert image from memory now. The name is the one that its file has or will have in `images/`.
+
+        `frame_arrival_s`: when its frame's last byte arrived, on the monotonic clock. `stored` is called in another
+        thread once S3 has confirmed the image. Until then it is kept, and tried again by the sweep after the first
+        tries; `alert_saved` ends that where it succeeds, 20 MB of such images where it does not. Raises ValueError for
+        a name that is not an image's.
+        """
+        name = parse(file_name)
+        if not isinstance(name, ImageName):
+            raise ValueError(f"{file_name!r} is not the name of an alert image")
         self._backoff.reset()  # a new alert is tried again within seconds
+        alert = Alert(QueuedFile(self._images, file_name, name), jpeg, stored)
         with self._lock:
-            self._alert_threads = [thread for thread in self._alert_threads if thread.is_alive()]
-            has_room = len(self._alert_threads) < _MAX_ALERT_THREADS
-            _remember(self._arrivals_s, path, frame_arrival_s)
-        if isinstance(name, ImageName) and has_room and self._claim(path):
-            queued = QueuedFile(self._images, path.name, name)
-            thread = threading.Thread(target=self._run_alert, args=(queued,), name="alert", daemon=True)
-            self._alert_threads.append(thread)
-            thread.start()
-        else:
-            self.sweep_soon()
+            _remember(self._arrivals_s, alert.queued.path, frame_arrival_s)
+        self._alerts.offer(alert)
+
+    def alert_saved(self, file_name: str) -> None:
+        """The alert image is in `images/` under that name now and stays there after a power cut."""
+        self._alerts.saved(file_name)
 
     def sweep_soon(self) -> None:
         self._wake.set()
@@ -140,41 +137,18 @@ class Uploader:
         self._stopped.set()
         self._wake.set()
         self._gate.stop()
-        with self._lock:
-            threads = [self._sweeper, *self._alert_threads]
-        for thread in threads:
+        for thread in (self._sweeper, *self._alerts.stop()):
             if thread.is_alive():
                 thread.join(max(0.0, deadline_s - time.monotonic()))
 
     def pending(self) -> Pending:
-        return self._queue.pending()
+        """The number of queued files, and of alert images that only memory has."""
+        images, videos = self._queue.pending()
+        return Pending(images + len(self._alerts.unsaved()), videos)
 
     def counters(self) -> Counters:
         with self._lock:
             return self._counters
-
-    # The alert lane
-
-    def _run_alert(self, queued: QueuedFile) -> None:
-        try:
-            for pause_s in _ALERT_PAUSES_S:
-                if self._stopped.wait(pause_s) or not self._may_upload() or self._alert_is_over(queued):
-                    break
-        except Interrupted:
-            return
-        except Exception:
-            log.exception("the sweep tries to upload the alert image %s", queued.file_name)
-        finally:
-            self._release(queued.path)
-        self.sweep_soon()
-
-    def _alert_is_over(self, queued: QueuedFile) -> bool:
-        try:
-            with self._gate.alert():
-                self._send(queued, before_block=lambda: None)
-        except UploadError as error:
-            return not error.cause.passes
-        return True
 
     # The sweep
 
@@ -193,74 +167,78 @@ class Uploader:
 
     def _prepare(self) -> None:
         try:
-            self._s3.prepare()
+            self._s3.prepare(self._images.bucket, self._videos.bucket)
         except UploadError as error:  # missing credentials are told before the first event
             self._error_log.failed(self._images, error)
         except Exception:
             log.exception("S3 cannot be prepared; it is tried again at the first upload")
 
     def _sweep(self) -> float:
-        """Try every queued file once; the seconds until the next sweep."""
+        """Try each alert image that only memory has, and each queued file, once; the seconds until the next sweep."""
         failed, in_a_row = False, 0
         closed: set[MediaType] = set()
-        for queued in self._queue.files(closed, self._wake):
+        for queued, send in self._to_send(closed):
             if not self._may_upload():
                 return _CLOCK_PAUSE_S
             self._gate.wait_for_alerts()
-            if not self._claim(queued.path):  # the alert lane is uploading it
-                continue
             try:
-                if self._send(queued, before_block=self._gate.wait_for_alerts):
+                if send():
                     in_a_row = 0
             except UploadError as error:
-                scope = error.cause.scope
+                failed = True
                 in_a_row += 1
-                failed = failed or scope is not FailureScope.FILE_FOR_LONG
-                if scope is FailureScope.EVERYTHING:
+                if error.cause.scope is FailureScope.EVERYTHING:
                     break
-                if scope is FailureScope.BUCKET or in_a_row > _MAX_FAILURES_IN_A_ROW:
+                if error.cause.scope is FailureScope.BUCKET or in_a_row > _MAX_FAILURES_IN_A_ROW:
                     self._error_log.bucket_is_down(queued.media_type.bucket)
                     closed.add(queued.media_type)
-                    failed, in_a_row = True, 0
-            finally:
-                self._release(queued.path)
+                    in_a_row = 0
         if failed or self._queue.unreadable:
             return self._backoff.next_pause_s()
         self._backoff.reset()
-        self._error_log.nothing_failed()
-        return _IDLE_PAUSE_S
+        if not self._queue.has_failures:
+            self._error_log.nothing_failed()
+        return self._queue.next_try_in_s()
+
+    def _to_send(self, closed: set[MediaType]) -> Iterator[tuple[QueuedFile, Callable[[], bool]]]:
+        """What the sweep should upload, and how: it returns False where there was nothing to do."""
+        for alert in self._alerts.unsaved():
+            if self._images not in closed:
+                yield alert.queued, partial(self._alerts.try_once, alert)
+        for queued in self._queue.files(closed, self._wake):
+            if not self._alerts.is_trying(queued.file_name):
+                yield queued, partial(self._send_file, queued)
 
     # One file, from either lane
 
-    def _claim(self, path: Path) -> bool:
-        """False while the other lane uploads this file."""
-        with self._lock:
-            free = path not in self._claims
-            self._claims.add(path)
-            return free
+    def _send_alert(self, alert: Alert) -> bool:
+        """Raises UploadError."""
+        with self._gate.alert():
+            return self._send(alert, before_block=lambda: None)
 
-    def _release(self, path: Path) -> None:
-        with self._lock:
-            self._claims.discard(path)
-
-    def _send(self, queued: QueuedFile, *, before_block: Callable[[], None]) -> bool:
+    def _send_file(self, queued: QueuedFile) -> bool:
         """True: S3 has the file. False: it is gone or unfit. Raises UploadError."""
         try:
             with OpenFile(queued) as file:
-                self._put(file, before_block)
-                return True
+                return self._send(file, before_block=self._gate.wait_for_alerts)
         except FileNotFoundError:
             return False
         except UnfitError as error:
             self._queue.report(queued, str(error))
         except OSError as error:
             self._queue.report(queued, f"it cannot be read: {error.strerror or error}")
-        except UploadError as error:
-            self._note_error(queued, error)
-            raise
         return False
 
-    def _put(self, file: OpenFile, before_block: Callable[[], None]) -> None:
+    def _send(self, source: Source, *, before_block: Callable[[], None]) -> bool:
+        """Always True. Raises UploadError, and OSError where the source cannot be read."""
+        try:
+            self._put(source, before_block)
+        except UploadError as error:
+            self._note_error(source.queued, error)
+            raise
+        return True
+
+    def _put(self, file: Source, before_block: Callable[[], None]) -> None:
         media_type, started_s = file.queued.media_type, self._clock()
         key, crc32_base64 = file.key_and_crc32(self._serial)
         stored = self._s3.put(
@@ -304,7 +282,7 @@ class Uploader:
                 self._latencies_ms, queued.path, self._latencies_ms.get(queued.path, round(1000 * latency_s))
             )
 
-    def _note_success(self, file: OpenFile, *, stored: bool, took_s: float) -> None:
+    def _note_success(self, file: Source, *, stored: bool, took_s: float) -> None:
         media_type, path = file.queued.media_type, file.queued.path
         with self._lock:
             counters = self._counters
@@ -326,20 +304,17 @@ class Uploader:
             took_s,
             "" if arrival_s is None else f", {latency_s:.1f} s after its frame",
         )
-        self._error_log.succeeded(media_type, self._queue.pending)
+        self._queue.succeeded(file.queued, recovered=self._error_log.succeeded(media_type, self.pending))
 
     def _note_error(self, queued: QueuedFile, error: UploadError) -> None:
         if self._stopped.is_set():
             raise Interrupted from error
+        log.debug("%s %s: %s", queued.media_type.word, queued.file_name, error)
+        if error.cause.scope is FailureScope.FILE:
+            self._queue.failed(queued, passes=error.cause.passes)
+        self._error_log.failed(queued.media_type, error, queued.file_name)
         with self._lock:
             self._counters = self._counters._replace(failed_tries=self._counters.failed_tries + 1)
-        log.debug("%s %s: %s", queued.media_type.word, queued.file_name, error)
-        if error.cause.scope is FailureScope.FILE_FOR_LONG:
-            self._queue.set_aside(queued, str(error))
-            return
-        if error.cause.scope is FailureScope.FILE:
-            self._queue.failed(queued)
-        self._error_log.failed(queued.media_type, error)
 
 
 def _remember(what: dict[Path, _Value], path: Path, value: _Value) -> _Value:

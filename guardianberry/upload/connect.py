@@ -1,0 +1,169 @@
+"""Connects to a server at the address that answers first, as RFC 8305 ("Happy Eyeballs") describes it.
+
+urllib3 tries one address after the other, 5 s each: behind a router that announces IPv6 without having it, every alert
+would be late by 5 s for each IPv6 address of the server.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+from urllib3.util.connection import allowed_gai_family
+
+_ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5
+_LOOK_UP_TIMEOUT_S = 20.0
+# The last known addresses are used when a look-up takes longer. It goes on, for the next connection.
+_SLOW_LOOK_UP_S = 0.5
+# For glibc (resolv.conf(5)): a name server that is dead costs 2 s instead of 5 s until the next one is asked.
+os.environ.setdefault("RES_OPTIONS", "timeout:2 attempts:3")
+
+
+class Address(NamedTuple):
+    """As `socket.getaddrinfo` gives it."""
+
+    family: socket.AddressFamily
+    sockaddr: tuple[Any, ...]
+
+
+Server = tuple[str, int]  # host name and port
+
+
+class Addresses:
+    """The addresses of servers by name, and which of them worked. For any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: dict[Server, Future[list[Address]]] = {}
+        self._known: dict[Server, list[Address]] = {}
+        self._good: dict[Server, Address] = {}  # the last one through which an answer came
+        self._bad: dict[Server, Address] = {}  # the last one that accepted a connection and then gave no answer
+
+    def look_up(self, server: Server) -> Future[list[Address]]:
+        """The look-up of this server, in a thread of its own; one at a time."""
+        with self._lock:
+            if server not in self._running:
+                self._running[server] = Future()
+                threading.Thread(target=self._look_up, args=(server,), name="look-up", daemon=True).start()
+            return self._running[server]
+
+    def find(self, server: Server) -> list[Address]:
+        """In the order in which they should be tried. Raises OSError where no address is known."""
+        known = self._known.get(server)
+        try:
+            found = self.look_up(server).result(_SLOW_LOOK_UP_S if known else _LOOK_UP_TIMEOUT_S)
+        except OSError as error:  # TimeoutError, too
+            if not known:
+                raise _with_text(error, "the look-up of the server's name takes too long") from error
+            found = known
+        with self._lock:
+            return in_order(found, self._good.get(server), self._bad.get(server))
+
+    def note(self, server: Server, address: Address, *, answered: bool) -> None:
+        """Whether the server answered a request at this address, to which there was a connection."""
+        with self._lock:
+            if answered:
+                self._good[server] = address
+            else:
+                self._bad[server] = address
+            for other in (self._bad if answered else self._good,):
+                if other.get(server) == address:
+                    del other[server]
+
+    def _look_up(self, server: Server) -> None:
+        found: list[Address] = []
+        failure: Exception | None = None
+        try:
+            entries = socket.getaddrinfo(*server, allowed_gai_family(), socket.SOCK_STREAM)
+            found = list(dict.fromkeys(Address(entry[0], entry[4]) for entry in entries))
+        except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
+            failure = error
+        with self._lock:
+            running = self._running.pop(server)
+            if found:
+                self._known[server] = found
+        if failure is None:
+            running.set_result(found)
+        else:
+            running.set_exception(failure)
+
+
+def in_order(addresses: Sequence[Address], good: Address | None, bad: Address | None) -> list[Address]:
+    """The good one first, the bad one last, and the families by turns, beginning with that of the good one."""
+    rest = [address for address in addresses if address not in (good, bad)]
+    families = list(dict.fromkeys(address.family for address in rest))
+    if good is not None:
+        families.sort(key=lambda family: family is not good.family)
+    by_family = [[address for address in rest if address.family is family] for family in families]
+    turns = [address for turn in itertools.zip_longest(*by_family) for address in turn if address is not None]
+    return [
+        *(address for address in addresses if address == good),
+        *turns,
+        *(address for address in addresses if address == bad),
+    ]
+
+
+def connect(
+    addresses: Sequence[Address], *, timeout_s: float, options: Sequence[tuple[int, int, int | bytes]] = ()
+) -> tuple[socket.socket, Address]:
+    """A connection to the first address that accepts one, and that address. Raises OSError.
+
+    The next address is tried when the one before fails, or after 250 ms. `timeout_s` counts from the last attempt.
+    """
+    left = list(reversed(addresses))
+    failure = OSError(errno.EHOSTUNREACH, "the server's name has no address")
+    next_s, give_up_s = 0.0, 0.0
+    with selectors.DefaultSelector() as selector:
+        try:
+            while left or selector.get_map():
+                now_s = time.monotonic()
+                if left and now_s >= next_s:
+                    next_s, give_up_s = now_s + _ATTEMPT_DELAY_S, now_s + timeout_s
+                    try:
+                        _begin(selector, left.pop(), options)
+                    except OSError as error:
+                        failure, next_s = error, 0.0
+                    continue
+                if not left and now_s >= give_up_s:
+                    raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+                for key, _ in selector.select((next_s if left else give_up_s) - now_s):
+                    attempt = key.fileobj
+                    assert isinstance(attempt, socket.socket)
+                    selector.unregister(attempt)
+                    if number := attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                        attempt.close()
+                        failure, next_s = OSError(number, os.strerror(number)), 0.0
+                    else:
+                        return attempt, key.data
+        finally:
+            for key in list(selector.get_map().values()):
+                assert isinstance(key.fileobj, socket.socket)
+                key.fileobj.close()
+    raise failure
+
+
+def _begin(selector: selectors.BaseSelector, address: Address, options: Sequence[tuple[int, int, int | bytes]]) -> None:
+    attempt = socket.socket(address.family, socket.SOCK_STREAM)
+    try:
+        for option in options:
+            attempt.setsockopt(*option)
+        attempt.setblocking(False)
+        if (number := attempt.connect_ex(address.sockaddr)) not in (0, errno.EINPROGRESS):
+            raise OSError(number, os.strerror(number))
+        selector.register(attempt, selectors.EVENT_WRITE, address)
+    except OSError:
+        attempt.close()
+        raise
+
+
+def _with_text(error: OSError, text: str) -> OSError:
+    """The error itself, or, where it has no text as a time-out has not, one with this text."""
+    return error if error.strerror else TimeoutError(errno.ETIMEDOUT, text)

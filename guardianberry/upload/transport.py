@@ -1,0 +1,246 @@
+"""Sends one signed request to S3 over a fresh connection, within a deadline, and takes only a small answer.
+
+botocore signs the request and hands it to `Transport.send`; what the server answered is reduced to what this daemon
+uses before botocore sees it. The server may be hostile: it may answer for ever, or with anything.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import os
+import re
+import socket
+import ssl
+import threading
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+import botocore.awsrequest
+import botocore.httpsession
+import botocore.utils
+from urllib3.exceptions import NewConnectionError
+from urllib3.util import wait_for_read
+
+from guardianberry.upload.connect import Address, Addresses, Server, connect
+from guardianberry.upload.errors import CUT, NOT_S3, UploadError
+
+_CONNECT_TIMEOUT_S = 5.0  # also for a block of the body to fit into the socket's buffer
+_READ_TIMEOUT_S = 10.0
+# For the whole request and its answer: this, and the time that the body takes at 64 kbit/s.
+_REQUEST_TIMEOUT_S = 30.0
+_MIN_RATE_BYTES_PER_S = 8_000
+# The send buffer of a connection; Linux doubles it, to 32 KiB. By default it grows to 4 MB. On a home's uplink of
+# 300 kbit/s that takes longer to send than the read timeout, and an alert would have to wait for it. 32 KiB are sent
+# within a second there, and are enough for 8 Mbit/s to a server 30 ms away.
+_SEND_BUFFER_BYTES = 16 * 1024
+_MAX_ANSWER_BYTES = 64 * 1024
+_MAX_LINE_BYTES = 8 * 1024
+_MAX_INTERIM_ANSWERS = 8  # of "100 Continue" in one answer
+# A smaller body is sent without asking first: an alert does not wait for a round trip, and not for a second where the
+# server says no "100 Continue". For a larger one it is worth knowing first that the object is there already.
+_MIN_EXPECT_BYTES = 256 * 1024
+_CONTINUE_TIMEOUT_S = 1.0
+
+_CODE = re.compile(rb"<Code>\s*([0-9A-Za-z.]{1,60})\s*</Code>")
+# The headers of an answer that are used, and what they may hold.
+_HEADERS = {
+    "ETag": re.compile(r"[\x21-\x7e]{1,200}"),
+    "x-amz-server-side-encryption": re.compile(r"[0-9A-Za-z:-]{1,30}"),
+    "x-amz-bucket-region": re.compile(r"[a-z0-9-]{1,30}"),
+}
+
+
+class Exchange:
+    """One request and its answer. When the time is over, the connection is shut down, whatever it is waiting for."""
+
+    def __init__(self, addresses: Addresses, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self.is_expired = False
+        self._addresses = addresses
+        self._reached: tuple[Server, Address] | None = None
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None  # a duplicate: the original goes from socket to TLS socket
+        self._timer = threading.Timer(limit_s, self._expire)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Exchange:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
+    def connect(self, server: Server, options: Any) -> socket.socket:
+        connected, address = connect(self._addresses.find(server), timeout_s=_CONNECT_TIMEOUT_S, options=options or ())
+        connected.settimeout(_CONNECT_TIMEOUT_S)
+        self._reached = server, address
+        with self._lock:
+            self._socket = connected.dup()
+        if self.is_expired:
+            self._expire()
+        return connected
+
+    def note(self, *, answered: bool) -> None:
+        if self._reached is not None:
+            self._addresses.note(*self._reached, answered=answered)
+
+    def _expire(self) -> None:
+        with self._lock:
+            self.is_expired = True
+            if self._socket is not None:
+                try:
+                    self._socket.shutdown(socket.SHUT_RDWR)
+                except OSError:  # the other end has closed it already
+                    pass
+
+
+_local = threading.local()  # `exchange`: the one of this thread. urllib3 makes the connections, so they cannot be told
+
+
+class _Answer(http.client.HTTPResponse):
+    """Gives up when the server says "100 Continue" again and again."""
+
+    _interim_answers = 0
+
+    def _read_status(self) -> Any:
+        self._interim_answers += 1
+        if self._interim_answers > _MAX_INTERIM_ANSWERS:
+            raise http.client.HTTPException("only interim answers")
+        return super()._read_status()  # type: ignore[misc]
+
+
+class _Connection:
+    """What differs from botocore's connections, over TLS and without. TLS itself is left as it is."""
+
+    response_class = _Answer
+
+    def _new_conn(self: Any) -> socket.socket:
+        try:
+            connected: socket.socket = _local.exchange.connect((self._dns_host, self.port), self.socket_options)
+        except OSError as error:
+            raise NewConnectionError(self, str(error)) from error
+        return connected
+
+    def send(self: Any, data: Any) -> None:
+        """Where the server does not take the body to its end, it may have said why: then urllib3 reads its answer.
+
+        urllib3 does so after a BrokenPipeError alone. Over TLS the same is an SSLEOFError.
+        """
+        try:
+            super().send(data)  # type: ignore[misc]
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+            raise BrokenPipeError(*error.args) from error
+        except TimeoutError as error:
+            if not wait_for_read(self.sock, 0):
+                raise
+            raise BrokenPipeError(*error.args) from error
+
+    def _handle_expect_response(self: Any, message_body: Any) -> None:
+        """As botocore's, which never returns when the server hangs up within the headers of "100 Continue".
+
+        Over TLS 1.3 a session ticket makes the socket readable, although the server has said nothing yet.
+        """
+        timeout_s = self.sock.gettimeout()
+        self.sock.settimeout(_CONTINUE_TIMEOUT_S)
+        with self.sock.makefile("rb", 0) as stream:
+            try:
+                parts = stream.readline(_MAX_LINE_BYTES).split(None, 2)
+                if parts[1:2] == [b"100"]:
+                    while stream.readline(_MAX_LINE_BYTES).strip():
+                        pass
+                elif parts:
+                    version, status, reason = (part.decode("ascii") for part in [*parts, b"", b""][:3])
+                    self.response_class = functools.partial(
+                        botocore.awsrequest.AWSHTTPResponse, status_tuple=(version, int(status), reason)
+                    )
+                    self._response_received = True
+            except TimeoutError:
+                pass
+            finally:
+                self.sock.settimeout(timeout_s)
+
+
+class _HttpConnection(_Connection, botocore.awsrequest.AWSHTTPConnection):
+    pass
+
+
+class _HttpsConnection(_Connection, botocore.awsrequest.AWSHTTPSConnection):
+    pass
+
+
+class _HttpPool(botocore.awsrequest.AWSHTTPConnectionPool):
+    ConnectionCls = _HttpConnection
+
+
+class _HttpsPool(botocore.awsrequest.AWSHTTPSConnectionPool):
+    ConnectionCls = _HttpsConnection
+
+
+class _Session(botocore.httpsession.URLLib3Session):
+    """botocore's way to send, with the certificate checked as ever, over connections of ours."""
+
+    def _get_pool_manager_kwargs(self, **extra: Any) -> Any:
+        self._pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}  # before a manager takes them
+        return super()._get_pool_manager_kwargs(**extra)
+
+
+class Transport:
+    """Sends signed requests in place of botocore's connection pool.
+
+    Each upload has a fresh connection. A home router drops an idle one without telling either end; an alert would wait
+    for the read timeout of ten seconds until that is noticed. The certificate is always checked.
+    """
+
+    def __init__(self, addresses: Addresses, ca_bundle: str | None) -> None:
+        self._addresses = addresses
+        self._verify = ca_bundle or os.environ.get("REQUESTS_CA_BUNDLE") or True
+
+    def send(self, request: Any, **_: Any) -> Any:
+        """The answer as botocore wants it. Raises botocore's exceptions, and UploadError for no second try."""
+        size_bytes = int(request.headers.get("Content-Length", 0))
+        if size_bytes < _MIN_EXPECT_BYTES:
+            request.headers.pop("Expect", None)
+        is_plain = urlsplit(request.url).scheme != "https"  # then the server is on this machine: no proxy
+        session = _Session(
+            verify=self._verify,
+            proxies={} if is_plain else botocore.utils.get_environ_proxies(request.url),
+            timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S),
+            socket_options=[
+                (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+                (socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES),
+            ],
+        )
+        request.stream_output = True  # so that the session leaves it to us to read the answer
+        with Exchange(self._addresses, _REQUEST_TIMEOUT_S + size_bytes / _MIN_RATE_BYTES_PER_S) as exchange:
+            _local.exchange = exchange
+            answered = False
+            try:
+                answer = session.send(request)
+                content = answer.raw.read(_MAX_ANSWER_BYTES + 1)
+                answered = not exchange.is_expired
+            finally:
+                session.close()
+                exchange.note(answered=answered)
+                if exchange.is_expired:
+                    raise UploadError(CUT, f"not done after {exchange.limit_s:.0f} s")
+        if len(content) > _MAX_ANSWER_BYTES:
+            raise UploadError(NOT_S3, "its answer is too long")
+        if request.method == "GET" and answer.status_code == 200 and b"<ListAllMyBucketsResult" not in content:
+            raise UploadError(NOT_S3, "HTTP 200 to another question")  # the doctor's question; see `_reduced`
+        return _reduced(answer, content)
+
+
+def _reduced(answer: Any, content: bytes) -> Any:
+    """The answer without anything that this daemon does not use: it cannot confuse a parser or reach the log."""
+    headers = {name: answer.headers.get(name) or "" for name in _HEADERS}
+    headers = {name: value for name, value in headers.items() if _HEADERS[name].fullmatch(value)}
+    code = _CODE.search(content)
+    body = b"<Error><Code>%s</Code></Error>" % (code[1] if code else b"") if answer.status_code >= 300 else b""
+    raw = SimpleNamespace(stream=lambda: [body])
+    return botocore.awsrequest.AWSResponse(answer.url, answer.status_code, headers, raw)
