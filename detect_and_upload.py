@@ -63,9 +63,10 @@ DETECTOR_INPUT_WIDTH_PX = 416  # 640 costs 2.3 times as much, sees 1.5 times as 
 
 # ---- Camera
 FRAME_WIDTH_PX = 640  # what is recorded; more costs bytes and decoding, the detector's input stays the same
-FRAME_HEIGHT_PX = 480  # 4:3 is the sensor's own shape; 16:9 cuts off above and below
+FRAME_HEIGHT_PX = 480  # 4:3, the shape of Camera Module 1, 2 and HQ; Module 3 is 16:9 and shows all of it with 360
 FRAME_RATE_FPS = 10  # enough to see what a person does; each frame more costs detection time and bytes
 BITRATE_BPS = 2_000_000  # 5 MB a clip; the default of the Pi 4's encoder, 10 Mbit/s, would be 25 MB
+CAMERA_OPTIONS = ()  # more for the camera program, as ("--rotation", "180") where it hangs upside down
 
 # ---- Files and buckets
 VIDEOS_BUCKET = "guardianberry.videos"  # names are unique in all of AWS: put yours here
@@ -115,6 +116,7 @@ def make_camera(*, wait_for_other_users: bool) -> Camera:
         bitrate_bps=BITRATE_BPS,
         stream_url=STREAM_URL,
         pre_roll_s=PRE_ROLL_S,
+        options=CAMERA_OPTIONS,
         wait_for_other_users=wait_for_other_users,
     )
 

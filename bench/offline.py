@@ -43,7 +43,7 @@ def encode(video: Any, *, frame_rate_fps: int, seconds: float | None = None) -> 
         "--bitrate": script.BITRATE_BPS,
     }
     words = [str(word) for pair in arguments.items() for word in pair]
-    options = parse_options([*words, "--inline"], option_table("vc4"))
+    options = parse_options([*words, "--inline"], option_table())
     if isinstance(video, Path):
         video = VideoFile(str(video), "exit" if seconds is None else "loop", 0.0)
     source = EncodedVideo(options, "vc4", video)

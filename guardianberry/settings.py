@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +16,15 @@ _NUMBERS = (
 )  # fmt: skip
 _TEXTS = ("WEIGHTS", "STREAM_URL", "VIDEOS_BUCKET", "IMAGES_BUCKET")
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}|arn:[^/]+[:/].+")  # what boto3 accepts; other servers have other rules
+# What the daemon sets itself on the camera program's command line, or what would end it or send its video elsewhere.
+# Abbreviations count: the program takes "--out" for --output.
+_OWN_CAMERA_OPTIONS = (
+    "--nopreview", "--timeout", "--width", "--height", "--framerate", "--inline", "--intra", "--bitrate", "--codec",
+    "--flush", "--low-latency", "--libav-format", "--libav-video-codec", "--libav-video-codec-opts", "--libav-audio",
+    "--mode", "--output", "--listen", "--help", "--version", "--list-cameras", "--config", "--frames", "--segment",
+    "--circular", "--split", "--signal", "--keypress", "--initial",
+    "-n", "-t", "-g", "-b", "-o", "-l", "-h", "-c", "-s", "-k", "-i",
+)  # fmt: skip
 _STREAM = re.compile(r"tcp://[^\s:/]+:[0-9]{1,5}")
 
 
@@ -30,6 +39,12 @@ def find_problems(constants: Mapping[str, Any]) -> list[str]:
     return list(_wrong_types(c)) or [problem for holds, problem in _rules(c) if not holds]
 
 
+def option_names(options: Sequence[str]) -> list[str]:
+    """The names among a command line's words: --rotation of "--rotation", "180"; "-0.5" is a value."""
+    words = [word for word in options if re.match(r"--?[^-\d.]", word)]
+    return [word.partition("=")[0] if word.startswith("--") else word[:2] for word in words]
+
+
 def _wrong_types(c: SimpleNamespace) -> Iterator[str]:
     """A number in quotes, say, or a constant that was deleted."""
     for names, types, expected in (
@@ -41,6 +56,9 @@ def _wrong_types(c: SimpleNamespace) -> Iterator[str]:
             value = getattr(c, name, None)
             if not isinstance(value, types):
                 yield f"{name} must be {expected}, and is {value!r}"
+    options = getattr(c, "CAMERA_OPTIONS", None)
+    if not isinstance(options, (tuple, list)) or not all(isinstance(word, str) for word in options):
+        yield f'CAMERA_OPTIONS must be words in quotes, like ("--rotation", "180"), and is {options!r}'
 
 
 def _rules(c: SimpleNamespace) -> Iterator[tuple[Any, str]]:
@@ -56,12 +74,20 @@ def _rules(c: SimpleNamespace) -> Iterator[tuple[Any, str]]:
     yield c.MIN_GAP_BETWEEN_VIDEO_START_S >= longest, gap
     for name in ("FRAME_WIDTH_PX", "FRAME_HEIGHT_PX"):
         size_px = getattr(c, name)
-        yield size_px >= 64 and size_px % 2 == 0, f"{name} must be even (H.264) and at least 64"
+        yield 64 <= size_px <= 4096 and size_px % 2 == 0, f"{name} must be even (H.264) and lie between 64 and 4096"
     every = "INFERENCE_AT_LEAST_EVERY_S must be above 0 and at most MAX_RECORDING_DURATION_S"
     yield 0 < c.INFERENCE_AT_LEAST_EVERY_S <= longest, f"{every}, or people who stand still are missed"
     yield c.DETECTOR_INPUT_WIDTH_PX >= 64, "DETECTOR_INPUT_WIDTH_PX must be at least 64"
     yield c.FRAME_RATE_FPS >= 1, "FRAME_RATE_FPS must be at least 1"
-    yield c.BITRATE_BPS >= 10_000, "BITRATE_BPS is in bits per second, so at least 10_000"
+    least_bps = max(200_000, int(0.05 * c.FRAME_WIDTH_PX * c.FRAME_HEIGHT_PX * c.FRAME_RATE_FPS))
+    too_low = f"BITRATE_BPS is in bits per second, at least {least_bps} for this size: the Pi's encoder stops below it"
+    yield c.BITRATE_BPS >= least_bps, too_low
+    for name in option_names(c.CAMERA_OPTIONS):
+        is_own = any(own == name or (name.startswith("--") and own.startswith(name)) for own in _OWN_CAMERA_OPTIONS)
+        yield not is_own, f"CAMERA_OPTIONS must not have {name}: the daemon sets that itself"
+    is_words = not c.CAMERA_OPTIONS or c.CAMERA_OPTIONS[0].startswith("-")
+    is_words = is_words and not any(re.search(r"^-*$|^-.*\s|\0", word) for word in c.CAMERA_OPTIONS)
+    yield is_words, 'CAMERA_OPTIONS must have a name and its value as two words, like ("--rotation", "180")'
     is_url = _STREAM.fullmatch(c.STREAM_URL) and int(c.STREAM_URL.rpartition(":")[2]) < 65536
     yield is_url, "STREAM_URL must look like tcp://127.0.0.1:8888"
     for name in ("VIDEOS_BUCKET", "IMAGES_BUCKET"):

@@ -19,26 +19,35 @@ from pathlib import Path
 import psutil
 import pytest
 
+import detect_and_upload as script
 from guardianberry.camera import command as camera_command
 from guardianberry.camera import decoder as camera_decoder
 from guardianberry.camera import process as camera_process
 from guardianberry.camera import supervisor as camera_module
-from guardianberry.camera.command import Settings, command_line, find_program
+from guardianberry.camera.command import Offer, Settings, command_line, find_program
+from guardianberry.camera.modes import mode_for, parse_sensors
 from guardianberry.camera.others import running_cameras, uid_of_other_end
 from guardianberry.camera.process import CameraError, CameraProcess, fault_of_exit
 from guardianberry.camera.supervisor import Camera, fault_of_stream
+from guardianberry.settings import find_problems, option_names
 from tests.h264 import hostile_video, units
 from tests.s3_server import free_port
 
 WAIT_S = 30  # for what must happen; only a failing test waits so long
-STALL_S = 0.6
+STALL_S = 1.0  # a busy machine must not look like a camera that hangs
 
 # What every fake camera can do. It needs no package, so it starts quickly even on a busy machine.
 PRELUDE = """
     import os, signal, socket, struct, sys, time
     HERE = os.path.dirname(os.path.abspath(__file__))
+    OPTIONS = "--low-latency --libav-format --libav-video-codec-opts --mode --rotation --hflip -v"
+    MODES = "    Modes: 'SRGGB10_CSI2P' : 640x480 [206.65 fps - (1000, 752)/1280x960 crop]\\n" + " " * 29 + (
+        "1640x1232 [41.85 fps - (0, 0)/3280x2464 crop]")
     if "--help" in sys.argv:
-        print("  --low-latency   --libav-format arg")
+        print(" arg\\n".join(OPTIONS.split(" ")))
+        sys.exit(0)
+    if "--list-cameras" in sys.argv:
+        print("0 : imx219 [3280x2464 10-bit RGGB] (/base/imx219@10)\\n" + MODES)
         sys.exit(0)
     with open(os.path.join(HERE, "launches"), "a") as launches:
         launches.write("%d %s\\n" % (os.getpid(), " ".join(sys.argv[1:])))
@@ -190,7 +199,8 @@ def test_video_comes_from_the_program_on_path_with_the_agreed_command_line(bench
     ((pid, arguments),) = bench.launches
     assert arguments == (
         "-n -t 0 --width 160 --height 96 --framerate 10 --inline --intra 10 --bitrate 1000000 --codec h264 --flush "
-        "--low-latency --libav-format h264 -o -"
+        "--low-latency --libav-format h264 --libav-video-codec-opts maxrate=1250000;bufsize=1250000 "
+        "--mode 1640:1232:10:P -o -"
     )
     assert psutil.Process(pid).net_connections() == []
     assert f"camera: video from rpicam-vid (pid {pid}), 160 x 96" in caplog.messages
@@ -202,6 +212,9 @@ def test_video_comes_from_the_program_on_path_with_the_agreed_command_line(bench
     assert bench.camera.open_tap().get(0).is_key
 
 
+RATE = "maxrate=2500000;bufsize=2500000"
+
+
 @pytest.mark.parametrize(
     ("help_text", "expected"),
     [
@@ -209,30 +222,81 @@ def test_video_comes_from_the_program_on_path_with_the_agreed_command_line(bench
         ("  --low-latency [=arg(=1)] (=0)  Enable", ["--flush", "--low-latency", "-o", "-"]),
         ("  --libav-format arg  Sets", ["--flush", "--libav-format", "h264", "-o", "-"]),
         ("--libav-format-x arg --ultra--low-latency", ["--flush", "-o", "-"]),
+        (
+            "--low-latency\n--libav-video-codec-opts arg",
+            ["--flush", "--low-latency", "--libav-video-codec-opts", RATE, "-o", "-"],
+        ),
+        (
+            "--libav-video-codec-opts arg",
+            [
+                *("--flush", "--libav-video-codec-opts", f"tune=zerolatency;bf=0;thread_type=slice;{RATE}"),
+                *("-o", "-"),
+            ],
+        ),
     ],
 )
 def test_options_that_not_every_version_knows_are_used_where_help_lists_them(help_text, expected) -> None:
-    command = command_line("/usr/bin/rpicam-vid", Settings(640, 480, 10, 2_000_000), help_text)
+    command = command_line("/usr/bin/rpicam-vid", Settings(640, 480, 10, 2_000_000), Offer(help_text))
     assert command[command.index("--flush") :] == expected
 
 
-def test_help_is_asked_once_a_program_and_one_that_hangs_holds_up_nothing(bench, monkeypatch) -> None:
-    asked = []
-    answers = iter([None, "--low-latency", ""])
-    monkeypatch.setattr(camera_module, "ask_for_help", lambda program: asked.append(program) or next(answers))
-    bench.program("sys.exit(1)")
+def test_the_owners_options_come_last_so_that_a_missing_value_takes_none_of_ours() -> None:
+    options = ("--rotation", "180", "--ev", "-0.5", "--hflip", "--roi=0,0,1,1")
+    settings = Settings(640, 480, 10, 2_000_000, options)
+    help_text = "--rotation arg\n--ev arg\n--hflip\n--roi arg"
+    assert command_line("rpicam-vid", settings, Offer(help_text))[-8:] == ["-o", "-", *options]
+    assert command_line("rpicam-vid", settings, Offer())[-6:] == list(options), "no help, no complaint"
+
+
+def test_options_that_the_program_does_not_have_are_named_and_not_tried(bench, caplog) -> None:
+    bench.program(FOREVER)
+    bench.use(options=("--rotation", "180", "--hfilp", "--tuning-file=x.json"))
+    bench.until(lambda: bench.camera.state == "waiting", "not noticed")
+    (warning,) = warnings(caplog)
+    assert "rpicam-vid has no option --hfilp, --tuning-file: change CAMERA_OPTIONS" in warning
+    assert bench.launches == []
+
+
+def test_the_daemons_own_options_are_all_refused_by_name() -> None:
+    sensor = parse_sensors("0 : x [3280x2464] (/base)\n 'SRGGB8' : 640x480 [206.65 fps - (0, 0)/1280x960 crop]")[0]
+    everything = Offer("--low-latency --libav-format --libav-video-codec-opts --mode", mode_for(sensor, 640, 480, 10))
+    own = option_names(command_line("rpicam-vid", Settings(640, 480, 10, 2_000_000), everything))
+    assert len(own) > 12
+    for name in [*own, *(name[:-1] for name in own if len(name) > 4), "--listen=1", "-oout.h264", "--config"]:
+        (problem,) = find_problems(vars(script) | {"CAMERA_OPTIONS": ("--hflip", name, "1")})
+        assert problem.startswith(f"CAMERA_OPTIONS must not have {option_names([name])[0]}: ")
+
+
+@pytest.mark.parametrize("failure", ["exit 127", "exit 255", "a hang", "not there"])
+def test_help_that_fails_once_is_asked_for_again_after_the_failed_start(bench, monkeypatch, failure) -> None:
+    """Without --libav-format a Pi 5 sends nothing: one failed answer must not count for the life of the process."""
+    monkeypatch.setattr(camera_command, "ANSWER_TIMEOUT_S", 0.5)
+    program = bench.program("if '--libav-format' not in sys.argv: sys.exit(255)\n" + FOREVER)
+    asked = bench.folder / "asked"
+    how = {"exit 127": "exit 127", "exit 255": "echo '--libav-format'; exit 255", "a hang": "exec sleep 9"}
+    wrapper = f"#!/bin/sh\nif [ $# = 1 ] && [ ! -e {asked} ]; then echo >> {asked}; {how.get(failure)}; fi\n"
+    program.rename(bench.folder / "real")
+    if failure != "not there":
+        program.write_text(wrapper + f'exec {bench.folder}/real "$@"\n')
+        program.chmod(0o755)
     bench.use()
-    bench.until(lambda: len(bench.launches) == 4, "launches")
-    assert len(asked) == 2, "once without an answer, once with one"
-    assert ["--low-latency" in arguments for _, arguments in bench.launches] == [False, True, True, True]
-    monkeypatch.setattr(camera_command, "HELP_TIMEOUT_S", 0.3)
-    slow = bench.folder / "slow"
-    slow.write_text("#!/bin/sh\nexec sleep 60\n")
-    slow.chmod(0o755)
-    started_s = time.monotonic()
-    assert camera_command.ask_for_help(str(slow)) is None
-    assert time.monotonic() - started_s < 5
-    assert camera_command.ask_for_help(str(bench.folder / "missing")) is None
+    if failure == "not there":
+        bench.until(lambda: bench.camera.state == "waiting", "not noticed")
+        (bench.folder / "real").rename(program)
+    bench.until_pictures()
+    tried = ["--libav-format" in arguments for _, arguments in bench.launches]
+    assert tried == ([True] if failure == "not there" else [False, True])
+
+
+def test_help_is_not_asked_for_again_while_the_camera_works(bench) -> None:
+    program = bench.program("play(15); sys.exit(1)")
+    program.rename(bench.folder / "real")
+    program.write_text(f'#!/bin/sh\n[ $# = 1 ] && echo "$1" >> {bench.folder}/asked\nexec {bench.folder}/real "$@"\n')
+    program.chmod(0o755)
+    bench.use()
+    bench.until(lambda: len(bench.launches) >= 4, "launches")
+    asked = (bench.folder / "asked").read_text().split()
+    assert asked.count("--help") + asked.count("--list-cameras") < 2 * len(bench.launches)
 
 
 def test_the_older_name_is_found_and_the_newer_one_preferred(bench) -> None:
@@ -254,7 +318,7 @@ CAUSES = {
         "say('ERROR: *** failed to acquire camera /base/soc/i2c0mux/i2c@1/imx708@1a ***'); sys.exit(255)",
         "held by another program",
     ),
-    "option": ("say(\"ERROR: *** unrecognised option '--flush' ***\"); sys.exit(255)", "does not know an option"),
+    "option": ("say(\"ERROR: *** unrecognised option '--flush' ***\"); sys.exit(255)", "refuses an option"),
     "permission": ("say('ERROR: Could not open /dev/media0: Permission denied'); sys.exit(255)", "group video"),
     "code": ("say('first line'); say('out of memory'); sys.exit(3)", "died with code 3 (out of memory)"),
     "signal": ("os.kill(os.getpid(), signal.SIGSEGV)", "died with signal SIGSEGV (no message)"),
@@ -263,6 +327,12 @@ CAUSES = {
         "say('it broke'); [say('#%d (10.00 fps) exp 33.0 ag 1.0 dg 1.0' % n) for n in range(99)]; sys.exit(1)",
         "died with code 1 (it broke)",
     ),
+    "chatter of libav": (
+        "say('it broke'); say('[libx264 @ 0x7f9c2c0a40] kb/s:1973.21'); say('    Stream #0:0: Video: h264');"
+        "say('      Side data:'); say('        cpb: bitrate max/min/avg: 0/0/2000000'); sys.exit(1)",
+        "died with code 1 (it broke)",
+    ),
+    "escape sequences": ("say('\\x1b]0;title\\x07 red'); sys.exit(1)", r"code 1 (\x1b]0;title\x07 red)"),
     "dies in mid-video": ("play(15); say('boom'); sys.exit(4)", "died with code 4 (boom)"),
     "stalls": ("play(15); hang()", "stalled: no byte for"),
     "stalls and is deaf": ("deaf(); play(15); hang()", "stalled: no byte for"),
@@ -301,7 +371,7 @@ def test_video_comes_back_and_the_log_names_the_cause_once(bench, caplog, monkey
     assert expected in warning
     assert bench.camera.relaunches == 2
     assert re.search(r"camera is back: video from rpicam-vid \(pid \d+\), 160 x 96, relaunch [12]", caplog.text)
-    assert bench.camera.reason == ""
+    assert bench.camera.fault is None
     assert not any(is_running(pid) for pid, _ in bench.launches[:2])
     assert zombies() == []
     bench.camera.stop()
@@ -315,7 +385,7 @@ def test_a_missing_program_is_named_once_and_found_when_it_is_there(bench, caplo
         bench.camera.check_and_launch_libcamera()
         assert bench.camera.newest_frame(timeout_s=0.02) is None
     assert bench.camera.state == "waiting"
-    assert "rpicam-apps" in bench.camera.reason
+    assert "rpicam-apps" in bench.camera.fault.text
     (warning,) = warnings(caplog)
     assert "neither rpicam-vid nor libcamera-vid" in warning
     assert "rpicam-apps" in warning
@@ -456,7 +526,46 @@ def test_a_refused_codec_is_asked_for_by_its_other_name(bench) -> None:
     assert [("--codec libav" in arguments) for _, arguments in bench.launches] == [False, True]
 
 
-def test_reasons_are_read_off_the_last_words() -> None:
+NO_DRIVER = """\
+ERROR: *** rpicam-apps currently only supports the Raspberry Pi platforms.
+Contributions for other platforms are welcome at https://github.com/raspberrypi/rpicam-apps. ***"""
+DIAGNOSES = {
+    "no permission": (
+        "[0:1] [7] ERROR MediaDevice: Failed to open media device at /dev/media0: Permission denied\n"
+        "ERROR: *** no cameras available ***",
+        "permission",
+        r"group video\? \(\[0:1\] .* Permission denied\)",
+    ),
+    "no cameras": ("ERROR: *** no cameras available ***", "no camera", "ribbon cable"),
+    "rpicam-apps-lite": (
+        "ERROR: *** Unable to find an appropriate H.264 codec ***",
+        "encoder",
+        "no H.264 encoder: sudo apt install rpicam-apps",
+    ),
+    "booted without a camera": (NO_DRIVER, "no driver", "connect it with the Pi off .*only supports the Raspberry Pi"),
+    "a library missing": (
+        "rpicam-vid: error while loading shared libraries: libcamera.so.0.5: cannot open shared object file",
+        "install",
+        "lacks a library: sudo apt install --reinstall rpicam-apps",
+    ),
+    "the owner's value": (
+        "ERROR: *** the argument ('up') for option '--rotation' is invalid ***",
+        "option",
+        "change CAMERA_OPTIONS",
+    ),
+    "any other": ("ERROR: *** no luck ***\nsomething later", "died code 255", r"code 255 \(ERROR: \*\*\* no luck"),
+}
+
+
+@pytest.mark.parametrize("case", DIAGNOSES)
+def test_the_reason_is_read_from_what_the_program_said(case) -> None:
+    said, cause, text = DIAGNOSES[case]
+    fault = fault_of_exit("rpicam-vid", 255, said.splitlines())
+    assert fault.cause == cause
+    assert re.search(text, fault.text)
+
+
+def test_exit_codes_and_signals_are_named() -> None:
     assert fault_of_exit("x", -9, []).text == "x died with signal SIGKILL (no message)"
     assert fault_of_exit("x", -99, []).text == "x died with signal 99 (no message)"
     assert fault_of_exit("x", 255, ["a", "b"]).cause == fault_of_exit("x", 255, ["c"]).cause == "died code 255"
@@ -630,14 +739,34 @@ def test_a_stream_on_another_port_or_not_to_be_reached_is_named_and_waited_for(b
     other = bench.by_hand("-l", "--output", f"tcp://127.0.0.1:{free_port()}")
     bench.use(wait_for_other_users=True, stream_url=f"tcp://127.0.0.1:{free_port()}")
     bench.until(lambda: bench.camera.state == "waiting", "not noticed")
-    assert f"used by rpicam-vid (pid {other.pid})" in bench.camera.reason
+    assert f"used by rpicam-vid (pid {other.pid})" in bench.camera.fault.text
     other.kill()
     other.wait()
     port = free_port()
     other = bench.by_hand("--listen", f"--output=tcp://127.0.0.1:{port}")
     bench.use(wait_for_other_users=True, stream_url=f"tcp://127.0.0.1:{port}")
     bench.until(lambda: bench.camera.state == "waiting", "not noticed")
-    assert f"rpicam-vid (pid {other.pid}) should stream to tcp://127.0.0.1:{port}" in bench.camera.reason
+    assert f"rpicam-vid (pid {other.pid}) should stream to tcp://127.0.0.1:{port}" in bench.camera.fault.text
+
+
+def test_a_hand_started_stream_with_b_frames_is_refused_and_a_camera_without_is_started(bench, caplog) -> None:
+    bench.record("b-frames", units(40, width=160, height=96, b_frames=2))
+    bench.program(
+        """
+        if "--listen" in sys.argv:
+            client = accept()
+            while True: play(to=client.fileno(), name="b-frames")
+        while True: play()
+        """
+    )
+    port = free_port()
+    by_hand = bench.by_hand("--listen", "-o", f"tcp://127.0.0.1:{port}")
+    bench.until_somebody_listens(port)
+    bench.use(wait_for_other_users=True, stream_url=f"tcp://127.0.0.1:{port}")
+    bench.until(lambda: len(bench.launches) == 2, "no camera started")
+    bench.until_pictures()
+    assert by_hand.wait(WAIT_S) != 0, "its reader has left"
+    assert any("has B-frames: start it with --low-latency" in warning for warning in warnings(caplog))
 
 
 ANOTHER_USER = 65534

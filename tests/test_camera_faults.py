@@ -46,7 +46,7 @@ WAIT_S = 60  # for what must happen; only a failing test waits so long
 # Notes each launch: pid and uptime.
 CAMERA = """#!/bin/sh
 case "$*" in
-    *--help*) ;;
+    *--help*|*--list-cameras*) ;;
     *) read -r uptime _ < /proc/uptime && echo "$$ $uptime" >> "{folder}/launches" ;;
 esac
 exec "{python}" "{folder}/bin/stand-in" "$@"

@@ -34,7 +34,15 @@ def test_the_defaults_are_sound():
         ("INFERENCE_AT_LEAST_EVERY_S", script.MAX_RECORDING_DURATION_S + 1),
         ("DETECTOR_INPUT_WIDTH_PX", 0),
         ("FRAME_RATE_FPS", 0.0001),
-        ("BITRATE_BPS", 4),
+        ("FRAME_HEIGHT_PX", 4098),
+        ("BITRATE_BPS", 100_000),
+        ("CAMERA_OPTIONS", ("--rotation 180",)),
+        ("CAMERA_OPTIONS", ("rotation", "180")),
+        ("CAMERA_OPTIONS", ("--hflip", "--")),
+        ("CAMERA_OPTIONS", ("--hflip", "")),
+        ("CAMERA_OPTIONS", ("--tuning-file", "a\0b")),
+        ("CAMERA_OPTIONS", ("--out", "/tmp/film")),
+        ("CAMERA_OPTIONS", ("--mode", "640:480")),
         ("STREAM_URL", "rtsp://127.0.0.1:8888"),
         ("STREAM_URL", "tcp://127.0.0.1:88888"),
         ("VIDEOS_BUCKET", "s3://my-videos"),
@@ -48,12 +56,39 @@ def test_each_breach_is_named(name, value):
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        ("--rotation", "180"),
+        ["--hflip", "--vflip"],
+        ("--roi", "0.25,0.25,0.5,0.5", "--ev", "-0.5", "--autofocus-mode", "manual", "--lens-position", "0"),
+        ("--tuning-file", "/usr/share/libcamera/ipa/rpi/vc4/imx219_noir.json", "--flicker-period", "10000us"),
+    ],
+)
+def test_camera_options_that_owners_need_are_taken(options):
+    assert broken(CAMERA_OPTIONS=options) == []
+
+
+def test_a_larger_picture_needs_a_higher_bit_rate():
+    assert broken(FRAME_WIDTH_PX=1920, FRAME_HEIGHT_PX=1080, FRAME_RATE_FPS=30, BITRATE_BPS=4_000_000) == []
+    (problem,) = broken(FRAME_WIDTH_PX=1920, FRAME_HEIGHT_PX=1080, FRAME_RATE_FPS=30)
+    assert "at least 3110400" in problem
+
+
+@pytest.mark.parametrize(
     ("name", "value", "advice"),
     [
         ("CONF_THRES", "0.3", "CONF_THRES must be a number, and is '0.3'"),
         ("PRE_ROLL_S", None, "PRE_ROLL_S must be a number, and is None"),
         ("MAX_DET", 7.5, "MAX_DET must be a whole number, and is 7.5"),
         ("WEIGHTS", None, "WEIGHTS must be text in quotes, and is None"),
+        *(
+            (
+                "CAMERA_OPTIONS",
+                value,
+                f'CAMERA_OPTIONS must be words in quotes, like ("--rotation", "180"), and is {value!r}',
+            )
+            for value in ("--hflip", ("--rotation", 180), None)
+        ),
     ],
 )
 def test_a_wrong_type_is_named_and_no_traceback(name, value, advice):

@@ -168,7 +168,7 @@ def test_a_machine_where_all_is_well(machine: Machine, proxy: FaultyProxy) -> No
     assert set(levels(page).values()) == {"ok"}, page
     assert code == 0
     assert "Raspberry Pi 4" in line(page, "machine", "ok")
-    assert re.search(r"v1\.13\.0; offers .*: neither of them", line(page, "program", "ok"))
+    assert re.search(r"v1\.12\.0, with all options that the daemon uses", line(page, "program", "ok"))
     assert re.search(r"first frame after \d+\.\d s, 640 x 480", line(page, "video", "ok"))
     assert re.search(r"tiny\.xml, \d+ ms a frame", line(page, "model", "ok"))
     assert "GuardianBerry works here." in page
@@ -227,6 +227,83 @@ def test_no_camera(machine: Machine, proxy: FaultyProxy) -> None:
     code, page = machine.check()
     assert code == 1
     assert "ribbon cable" in line(page, "camera", "FAIL")
+
+
+@pytest.mark.parametrize(
+    ("sensor", "constants", "level", "text"),
+    [
+        ("imx219", {}, "ok", r"sensor mode 1640 x 1232, 100 % of the sensor's area$"),
+        ("imx708", {}, "ok", r"2304 x 1296, 75 % of the sensor's area; FRAME_HEIGHT_PX = 360 would show all of it"),
+        ("imx708", {"FRAME_HEIGHT_PX": 360}, "ok", r"2304 x 1296, 100 % of"),
+        (
+            "imx219",
+            {"FRAME_RATE_FPS": 100, "BITRATE_BPS": 4_000_000},
+            "warn",
+            r"640 x 480, 15 % .*set FRAME_RATE_FPS lower",
+        ),
+        (
+            "ov5647",
+            {"FRAME_RATE_FPS": 90, "BITRATE_BPS": 4_000_000},
+            "warn",
+            r"no sensor mode has 90 frames/s -> .* 59 at most",
+        ),
+    ],
+)
+def test_the_share_of_the_scene_that_is_seen(
+    machine: Machine, proxy: FaultyProxy, sensor: str, constants: dict, level: str, text: str
+) -> None:
+    machine.use(proxy.url)
+    machine.monkeypatch.setenv("STAND_IN_SENSOR", sensor)
+    for name, value in constants.items():
+        machine.monkeypatch.setattr(script, name, value)
+    code, page = machine.check()
+    assert code == 0, page
+    assert re.search(text, line(page, "view", level))
+
+
+@pytest.mark.parametrize(
+    ("fault", "subject", "text", "advice"),
+    [
+        ("no-permission", "camera", "Failed to open media device at /dev/media0", "sudo usermod -aG video"),
+        ("no-encoder", "video", "has no H.264 encoder", "sudo apt install rpicam-apps"),
+        ("no-library", "program", "--help: .*lacks a library", "sudo apt install --reinstall rpicam-apps"),
+        ("no-driver", "program", "--help: .*connect it with the Pi off", ""),
+        ("busy", "video", "held by another program", "End that program"),
+    ],
+)
+def test_what_the_camera_program_refuses_is_told_with_what_helps(
+    machine: Machine, proxy: FaultyProxy, fault: str, subject: str, text: str, advice: str
+) -> None:
+    machine.use(proxy.url)
+    machine.wait_s = 1.5
+    machine.monkeypatch.setenv("STAND_IN_FAULT", fault)
+    code, page = machine.check()
+    assert code == 1
+    said = line(page, subject, "FAIL")
+    assert re.search(text, said)
+    assert advice in said
+    assert not advice or "ribbon" not in said
+
+
+def test_camera_options_that_the_program_does_not_have(machine: Machine, proxy: FaultyProxy) -> None:
+    machine.use(proxy.url)
+    code, page = machine.check(CAMERA_OPTIONS=("--rotation", "180", "--hfilp"))
+    assert code == 1
+    assert "has no option --hfilp, which CAMERA_OPTIONS has" in line(page, "program", "FAIL")
+
+
+def test_nothing_that_the_camera_program_says_reaches_the_terminal_raw(machine: Machine, proxy: FaultyProxy) -> None:
+    machine.use(proxy.url)
+    machine.wait_s = 1.0
+    escape = r"\033[2J\033]0;owned\007"
+    machine.command(
+        "rpicam-vid",
+        f"""case "$*" in --list-cameras) printf '0 : imx{escape} [10x10] (/base/x)\\n';; --*) printf 'v1.2{escape}\\n';;
+        *) printf 'ERROR: *** {escape} ***\\n' >&2; exit 255;; esac""",
+    )
+    _, page = machine.check()
+    assert r"\x1b[2J\x1b]0;owned\x07" in page
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", page)
 
 
 def test_a_camera_without_a_frame(machine: Machine, proxy: FaultyProxy) -> None:

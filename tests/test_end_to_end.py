@@ -75,7 +75,8 @@ def place_in_clip(clip: Path, picture: np.ndarray) -> float:
 
 
 def test_a_person_is_seen_and_both_objects_arrive(tmp_path, models, s3, buckets):
-    with Daemon(tmp_path, models, env=s3.environment() | camera(tmp_path, VIDEO), CLOCK_WAIT_S=0, **buckets) as daemon:
+    env = s3.environment() | camera(tmp_path, VIDEO, persona="pi5")  # slices, pieces, a bit rate bounded by request
+    with Daemon(tmp_path, models, env=env, CLOCK_WAIT_S=0, **buckets) as daemon:
         daemon.wait_for_log("video .*: uploaded", timeout_s=90)
         daemon.wait_until(lambda: not daemon.pending(), "videos/ and images/ are not empty")
         serial = s3.objects(buckets["IMAGES_BUCKET"])[0].metadata["rpi_serial_no"]

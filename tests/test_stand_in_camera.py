@@ -130,11 +130,8 @@ def nal_types(packet: av.Packet) -> list[int]:
     [
         (["--foo"], "unrecognised option '--foo'"),
         (["-z"], "unrecognised option '-z'"),
-        (["--low-latency"], "unrecognised option '--low-latency'"),
-        (["--libav-format", "h264"], "unrecognised option '--libav-format'"),
         (["--width"], "the required argument for option '--width' is missing"),
         (["--width", "wide"], "the argument ('wide') for option '--width' is invalid"),
-        (["extra"], "too many positional options have been specified on the command line"),
     ],
 )
 def test_bad_command_lines_end_with_255_and_the_real_message(start: Start, arguments: list[str], message: str) -> None:
@@ -142,12 +139,15 @@ def test_bad_command_lines_end_with_255_and_the_real_message(start: Start, argum
     assert (stdout, stderr, code) == (b"", f"ERROR: *** {message} ***\n", 255)
 
 
-@pytest.mark.parametrize(("persona", "is_listed"), [("vc4", False), ("pi5", True)])
-def test_help_lists_the_libav_options_on_a_pi_5_only(start: Start, persona: str, is_listed: bool) -> None:
+@pytest.mark.parametrize("persona", ["vc4", "pi5"])
+def test_every_model_lists_and_takes_the_libav_options(start: Start, persona: str) -> None:
     stdout, _, code = finish(start("--help", PERSONA=persona))
     assert code == 0
-    for option in (b"--low-latency", b"--libav-format"):
-        assert (option in stdout) == is_listed
+    for option in (b"--low-latency", b"--libav-format", b"--libav-video-codec-opts", b"--mode"):
+        assert option in stdout
+    libav = ["--low-latency", "--libav-format", "h264", "--libav-video-codec-opts", "maxrate=2500000;bufsize=2500000"]
+    video, stderr, code = finish(start(*stream(3), *libav, PERSONA=persona))
+    assert (code, len(decode(video)[1])) == (0, 3), stderr
     for option in (b"-n [ --nopreview ]", b"--inline", b"-g [ --intra ]", b"-b [ --bitrate ]", b"--flush", b"--listen"):
         assert option in stdout
 
@@ -165,6 +165,29 @@ def test_a_pi_5_refuses_stdout_without_a_format(start: Start) -> None:
         "ERROR: *** libav: cannot allocate output context, try setting with --libav-format ***\n",
         255,
     )
+
+
+def test_a_stray_word_and_verbose_0_are_taken(start: Start) -> None:
+    stdout, stderr, code = finish(start(*stream(3), "--verbose", "0", "stray"))
+    assert (code, len(decode(stdout)[1])) == (0, 3), stderr
+
+
+def test_it_says_who_it_is_and_lists_sensor_modes_with_their_crops(start: Start) -> None:
+    stdout, _, code = finish(start("--version"))
+    assert code == 0
+    assert stdout.startswith(b"rpicam-apps build: v1.12.0")
+    assert b"\nrpicam-apps capabilites:" in stdout
+    assert b" libav:1\n" in stdout
+    stdout, _, code = finish(start("--list-cameras", SENSOR="imx708"))
+    assert code == 0
+    assert b"\n0 : imx708 [4608x2592 10-bit RGGB] (/base/" in stdout
+    assert b"'SRGGB10_CSI2P' : 1536x864 [120.13 fps - (768, 432)/3072x1728 crop]\n" in stdout
+
+
+def test_on_a_pi_5_stderr_has_chatter_of_libav_and_x264(start: Start) -> None:
+    _, stderr, _ = finish(start(*stream(2), "--libav-format", "h264", PERSONA="pi5"))
+    for chatter in ("[libx264 @ 0x", "Stream #0:0: Video: h264", "Side data:", "cpb: bitrate max/min/avg"):
+        assert chatter in stderr
 
 
 def test_process_lists_show_the_name_of_the_real_program(start: Start, tmp_path: Path) -> None:
@@ -199,6 +222,39 @@ def test_a_pi_5_makes_b_frames_unless_latency_is_to_be_low(start: Start, extra: 
     process = start(*stream(24), "--inline", "--libav-format", "h264", *extra, PERSONA="pi5")
     frames = decode(finish(process)[0])[1]
     assert (PictureType.B in {frame.pict_type for frame in frames}) == has_b_frames
+
+
+def test_low_latency_of_a_pi_5_has_slices_and_without_it_six_frames_are_held_back(start: Start, tmp_path: Path) -> None:
+    arguments = [*stream(12), "--inline", "--libav-format", "h264"]
+    slow = decode(finish(start(*arguments, PERSONA="pi5"))[0])[0]
+    assert log_of(tmp_path)[0]["number"] == 6
+    assert {nal_types(packet).count(1) + nal_types(packet).count(5) for packet in slow} == {1}
+    fast = decode(finish(start(*arguments, "--low-latency", PERSONA="pi5"))[0])[0]
+    assert len(fast) == 12
+    slices = {nal_types(packet).count(1) + nal_types(packet).count(5) for packet in fast}
+    assert slices == {min(4, os.cpu_count() or 1)}
+
+
+def test_a_pi_5_bounds_its_bit_rate_only_where_it_is_asked_to(start: Start, tmp_path: Path) -> None:
+    noise = write_video(tmp_path / "noise.mp4", width_px=320, height_px=240, noise=True)
+    arguments = "-t 0 --frames 20 --framerate 60 --width 320 --height 240 --bitrate 500000 -o - --low-latency".split()
+    arguments += ["--libav-format", "h264"]
+    bounds = ["--libav-video-codec-opts", "maxrate=625000;bufsize=62500"]
+    free = len(finish(start(*arguments, VIDEO=noise, PERSONA="pi5"))[0])
+    bound = len(finish(start(*arguments, *bounds, VIDEO=noise, PERSONA="pi5"))[0])
+    assert bound < free * 0.8
+
+
+def test_a_pi_5_writes_in_pieces_of_32_kib(start: Start, tmp_path: Path) -> None:
+    noise = write_video(tmp_path / "noise.mp4", width_px=640, height_px=480, noise=True)
+    arguments = "-t 0 --frames 2 --framerate 5 --width 640 --height 480 --bitrate 9000000 -o - --low-latency".split()
+    reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # keeps what is written together
+    with reading, writing:
+        start(*arguments, "--libav-format", "h264", VIDEO=noise, PERSONA="pi5", stdout=writing.fileno())
+        writing.close()
+        sizes = list(iter(lambda: len(reading.recv(2**20)), 0))
+    assert max(sizes) == 32 * 1024
+    assert len(sizes) > 2
 
 
 def test_bitrate_is_honoured(start: Start, tmp_path: Path) -> None:
@@ -317,11 +373,27 @@ def test_a_stream_on_disk_is_replayed_byte_for_byte(start: Start, tmp_path: Path
         ("no-camera", "ERROR: *** no cameras available ***"),
         ("unplugged", "ERROR: *** no cameras available ***"),
         ("busy", "ERROR: *** failed to acquire camera /base/soc/i2c0mux/i2c@1/stand-in@10 ***"),
+        ("no-permission", "ERROR: *** no cameras available ***"),
+        ("no-encoder", "ERROR: *** Unable to find an appropriate H.264 codec ***"),
     ],
 )
 def test_a_launch_without_a_camera_fails_as_the_real_one_does(start: Start, fault: str, message: str) -> None:
     stdout, stderr, code = finish(start(*FOR_EVER, FAULT=fault))
     assert (stdout, stderr.splitlines()[-1], code) == (b"", message, 255)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "message"),
+    [
+        ("no-library", 127, "rpicam-vid: error while loading shared libraries: libcamera.so"),
+        ("no-driver", 255, "ERROR: *** rpicam-apps currently only supports the Raspberry Pi platforms."),
+    ],
+)
+@pytest.mark.parametrize("arguments", [["--help"], ["--list-cameras"], FOR_EVER])
+def test_any_launch_can_fail_even_for_help(start: Start, fault: str, code: int, message: str, arguments) -> None:
+    stdout, stderr, returned = finish(start(*arguments, FAULT=fault))
+    assert (stdout, returned) == (b"", code)
+    assert stderr.startswith(message)
 
 
 def test_a_mistyped_fault_is_refused(start: Start) -> None:
@@ -438,11 +510,16 @@ def test_it_ends_after_the_time_given(start: Start) -> None:
     assert finish(start(*FOR_EVER, "-t", "200", stdout=subprocess.DEVNULL))[2] == 0
 
 
-def test_it_dies_with_its_reader(start: Start) -> None:
-    process = start(*FOR_EVER)
+@pytest.mark.parametrize(
+    ("persona", "reason"),
+    [("vc4", "failed to write output bytes"), ("pi5", "libav: error writing output: Broken pipe")],
+)
+def test_it_aborts_when_its_reader_leaves(start: Start, persona: str, reason: str) -> None:
+    process = start(*FOR_EVER, "--libav-format", "h264", PERSONA=persona)
     assert process.stdout.read(100)
     process.stdout.close()
-    assert process.wait(PATIENCE_S) == -signal.SIGPIPE
+    assert process.wait(PATIENCE_S) == -signal.SIGABRT
+    assert reason in process.stderr.read().decode()
 
 
 def connect(port: int) -> socket.socket:
@@ -455,16 +532,21 @@ def connect(port: int) -> socket.socket:
             time.sleep(0.02)
 
 
-def test_a_listening_camera_serves_one_client_and_aborts_when_it_leaves(start: Start) -> None:
+@pytest.mark.parametrize(
+    ("persona", "reason"), [("vc4", "failed to send data on socket"), ("pi5", "libav: error writing output:")]
+)
+def test_a_listening_camera_serves_one_client_and_aborts_when_it_leaves(
+    start: Start, persona: str, reason: str
+) -> None:
     port = free_port()
-    process = start(*FOR_EVER[:-2], "--listen", "-o", f"tcp://127.0.0.1:{port}")
+    process = start(*FOR_EVER[:-2], "--listen", "-o", f"tcp://127.0.0.1:{port}", PERSONA=persona)
     with connect(port) as client:
         assert client.recv(100)[:4] == b"\x00\x00\x00\x01"
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
     _, stderr, code = finish(process)
     assert code == -signal.SIGABRT
-    assert "failed to send data on socket" in stderr
+    assert reason in stderr
 
 
 def test_without_listen_it_connects_to_a_server(start: Start) -> None:

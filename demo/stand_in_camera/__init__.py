@@ -11,6 +11,11 @@ from contextlib import suppress
 from typing import NoReturn
 
 CAMERA_ID = "/base/soc/i2c0mux/i2c@1/stand-in@10"
+VERSION = """\
+rpicam-apps build: v1.12.0 stand-in 18-08-2026 (12:00:00)
+rpicam-apps capabilites: egl:0 qt:0 drm:1 libav:1
+libcamera build: v0.7.0+stand-in
+"""
 FAILED = 255  # the real main() returns -1
 
 

@@ -16,8 +16,17 @@ class Fault(NamedTuple):
     argument: str
 
 
-FAULT_NAMES = ("no-camera", "busy", "unplugged", "dies", "hangs", "pause", "garbage", "half", "resolution")
-AT_LAUNCH = ("no-camera", "busy", "unplugged")
+# These end any launch, --help included.
+BEFORE_OPTIONS = ("no-library", "no-driver")
+AT_LAUNCH = ("no-camera", "busy", "unplugged", "no-permission", "no-encoder")
+FAULT_NAMES = (*BEFORE_OPTIONS, *AT_LAUNCH, "dies", "hangs", "pause", "garbage", "half", "resolution")
+NO_LIBRARY = (
+    "error while loading shared libraries: libcamera.so.0.7: cannot open shared object file: No such file or directory"
+)
+NO_DRIVER = (
+    "rpicam-apps currently only supports the Raspberry Pi platforms.\n"
+    "Contributions for other platforms are welcome at https://github.com/raspberrypi/rpicam-apps."
+)
 
 
 def parse_faults(text: str, now_s: float) -> list[Fault]:
@@ -60,15 +69,15 @@ class Faults:
             say(f"ERROR: *** {error} ***")
         return True
 
-    def at_launch(self) -> str:
-        return next((fault.name for fault in self._pending + self._ordered if fault.name in AT_LAUNCH), "")
+    def at_launch(self, names: tuple[str, ...] = AT_LAUNCH) -> str:
+        return next((fault.name for fault in self._pending + self._ordered if fault.name in names), "")
 
     def take(self, now_s: float) -> Fault | None:
         """The next fault that is due in a running stream, taken off the list it was on."""
         self.look(now_s)
         for faults in (self._pending, self._ordered):
             for fault in faults:
-                if fault.due_s <= now_s and fault.name not in ("no-camera", "busy"):
+                if fault.due_s <= now_s and (fault.name == "unplugged" or fault.name not in AT_LAUNCH + BEFORE_OPTIONS):
                     faults.remove(fault)
                     if faults is self._ordered and fault.name != "unplugged":
                         self._strike_out(now_s)
@@ -86,8 +95,26 @@ class Faults:
         fresh.replace(self._control)
 
 
+def refuse_everything(fault: str, program: str) -> None:
+    if fault == "no-library":
+        say(f"{program}: {NO_LIBRARY}")
+        raise SystemExit(127)
+    if fault == "no-driver":
+        raise CameraError(NO_DRIVER)
+
+
+def say_why_none(fault: str) -> None:
+    """What libcamera says when it looks for cameras and may not."""
+    if fault == "no-permission":
+        where = f"{libcamera_stamp()} ERROR MediaDevice media_device.cpp:83"
+        say(f"{where} Failed to open media device at /dev/media0: Permission denied")
+
+
 def refuse_launch(fault: str) -> None:
-    if fault in ("no-camera", "unplugged"):
+    say_why_none(fault)
+    if fault == "no-encoder":
+        raise CameraError("Unable to find an appropriate H.264 codec")
+    if fault in ("no-camera", "unplugged", "no-permission"):
         raise CameraError("no cameras available")
     if fault == "busy":
         say(f"{libcamera_stamp()}  INFO Camera camera.cpp:1031 Pipeline handler in use by another process")

@@ -12,7 +12,8 @@ from stand_in_camera import CameraError
 DEFAULT_SIZE_PX = (640, 480)
 DEFAULT_FRAME_RATE = "30"
 
-# name,letter | type or type=value where the option stands alone | default | help. The libav ones are pi5's only.
+# name,letter | type or type=value where the option stands alone | default | help. As of v1.8 and later every model has
+# the libav ones, and the encoder of a Pi 4 ignores them.
 OPTIONS = """
 help,h | bool=1 | 0 | Print this help message
 version | bool=1 | 0 | Print the version
@@ -102,7 +103,6 @@ alsa-period-size | uint | 2048 | Audio period
 av-sync | text | 0us | Offset of the sound
 low-latency | bool=1 | 0 | Encode without delay and without B-frames
 """
-PI5_ONLY = re.compile(r"libav-|audio-|alsa-|av-sync$|low-latency$")
 
 
 class Option(NamedTuple):
@@ -114,14 +114,13 @@ class Option(NamedTuple):
     text: str
 
 
-def option_table(persona: str) -> list[Option]:
+def option_table() -> list[Option]:
     table = []
     for line in OPTIONS.strip().splitlines():
         names, kind, default, text = (part.strip() for part in line.split("|"))
         name, _, letter = names.partition(",")
         kind, has_alone, alone = kind.partition("=")
-        if persona == "pi5" or not PI5_ONLY.match(name):
-            table.append(Option(name, letter, kind, alone if has_alone else None, default, text))
+        table.append(Option(name, letter, kind, alone if has_alone else None, default, text))
     return table
 
 
@@ -147,7 +146,7 @@ def parse_options(arguments: list[str], table: list[Option]) -> dict[str, Any]:
             option = find_letter(word[1], table)
             value, has_value = word[2:], word[2:]
         else:
-            raise CameraError("too many positional options have been specified on the command line")
+            continue  # a stray word, which the real program ignores, too
         if not has_value and option.alone is None:
             if not remaining:
                 raise CameraError(f"the required argument for option '--{option.name}' is missing")
@@ -186,10 +185,15 @@ def convert(option: Option, value: str) -> Any:
         raise CameraError(f"the argument ('{value}') for option '--{option.name}' is invalid") from None
 
 
+def uses_libav(options: dict[str, Any], persona: str) -> bool:
+    """libx264 by way of libav, for want of a hardware encoder or because it was asked for."""
+    return persona == "pi5" or options["codec"] == "libav"
+
+
 def check_options(options: dict[str, Any], persona: str) -> None:
-    if options["codec"] not in ("h264", "libav" if persona == "pi5" else "h264"):
+    if options["codec"] not in ("h264", "libav"):
         raise CameraError(f"unrecognised codec {options['codec']}")
-    if persona != "pi5":
+    if not uses_libav(options, persona):
         return
     if not options["libav-format"] and not re.search(r"^tcp://|264$|^$", options["output"]):
         raise CameraError("libav: cannot allocate output context, try setting with --libav-format")
@@ -214,6 +218,16 @@ def bitrate_bps_of(options: dict[str, Any]) -> int:
     if not match:
         raise CameraError("Invalid bitrate string provided")
     return int(float(match[1]) * units.get(match[2], 1))
+
+
+def codec_options_of(options: dict[str, Any]) -> dict[str, str]:
+    """Of --libav-video-codec-opts "name=value;name=value", those that bear on what is sent; libav ignores none."""
+    words = [word.partition("=") for word in options["libav-video-codec-opts"].split(";") if word]
+    known = ("tune", "bf", "maxrate", "bufsize", "preset", "thread_type")
+    for name, _, _value in words:
+        if name not in known:
+            raise CameraError(f"libav: stand-in: no encoder option {name}")
+    return {name: value for name, _, value in words if name != "thread_type"}
 
 
 def timeout_s_of(options: dict[str, Any]) -> float:

@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stand_in_camera import CameraError, say, setting
-from stand_in_camera.options import bitrate_bps_of, frame_rate_of, size_of
+from stand_in_camera.options import bitrate_bps_of, codec_options_of, frame_rate_of, size_of, uses_libav
 
 # The defaults of the hardware encoder.
 VC4_BITRATE_BPS = 10_000_000
 VC4_INTRA_FRAMES = 60
+# Of libx264 without --low-latency: B-frames, and the first access unit comes with the seventh frame.
+LIBAV_DELAY = {"bf": "5", "x264-params": "b-adapt=0:rc-lookahead=0:sync-lookahead=0"}
 SCENE = Path(__file__).resolve().parents[1] / "scene.mp4"
 
 
 class Unit(NamedTuple):
-    """One access unit; empty while a B-frame encoder holds its first frame back."""
+    """One access unit; empty while the encoder holds its first frames back."""
 
     data: bytes
     is_key: bool
@@ -107,38 +109,47 @@ class EncodedVideo:
         self._set_rate_and_structure()
         self._graph: Any = None
         self._is_first = True
+        self._sources_s: dict[int, float] = {}  # where in the video those frames are that the encoder holds
 
     def _set_rate_and_structure(self) -> None:
-        options, is_pi5 = self.options, self.persona == "pi5"
-        delays = is_pi5 and not options["low-latency"]
-        intra = options["intra"] or (int(self.rate) if is_pi5 else VC4_INTRA_FRAMES)
+        options, is_libav = self.options, uses_libav(self.options, self.persona)
+        intra = options["intra"] or (int(self.rate) if is_libav else VC4_INTRA_FRAMES)
         self._encoder.gop_size = max(1, intra)
-        self._encoder.options = {"preset": "superfast" if delays else "ultrafast", "sc_threshold": "0", "bf": "0"}
-        if delays:
-            self._encoder.options |= {"bf": "1", "x264-params": "rc-lookahead=0:sync-lookahead=0:b-adapt=0"}
+        self._encoder.options = {"preset": "ultrafast", "sc_threshold": "0", "bf": "0"}
+        bitrate_bps = bitrate_bps_of(options)
+        if not is_libav:
+            bitrate_bps = bitrate_bps or VC4_BITRATE_BPS
+            self._encoder.options |= {"tune": "zerolatency", "maxrate": str(bitrate_bps), "bufsize": str(bitrate_bps)}
+        elif options["low-latency"]:
+            slices = min(4, os.cpu_count() or 1)
+            self._encoder.options |= {"tune": "zerolatency", "slices": str(slices)}
         else:
-            self._encoder.options |= {"tune": "zerolatency"}
-        if is_pi5 and not delays:
-            self._encoder.options |= {"slices": "4"}
+            self._encoder.options |= LIBAV_DELAY
         if options["profile"]:
             self._encoder.options |= {"profile": options["profile"]}
-        bitrate_bps = bitrate_bps_of(options) or (0 if is_pi5 else VC4_BITRATE_BPS)
+        if is_libav:
+            wanted = codec_options_of(options)
+            if wanted.get("tune") == "zerolatency":
+                self._encoder.options = {k: v for k, v in self._encoder.options.items() if k != "x264-params"}
+            self._encoder.options |= wanted
         if bitrate_bps:
             self._encoder.bit_rate = bitrate_bps
-            self._encoder.options |= {"maxrate": str(bitrate_bps), "bufsize": str(bitrate_bps)}
 
     def unit(self, number: int) -> Unit | None:
         shown = self.video.frame_at(float(number / self.rate))
         if shown is None:
             return None
-        source_s, frame = shown
+        self._sources_s[number], frame = shown
         picture = self._fit(frame)
         picture.pts, picture.time_base = number, 1 / self.rate
         picture.pict_type = 0  # the source's key frames must not become ours
         packets = self._encoder.encode(picture)
         is_key = any(packet.is_keyframe for packet in packets)
         data = b"".join(bytes(packet) for packet in packets)
-        if is_key and not self._is_first and self.persona == "vc4" and not self.options["inline"]:
+        source_s = 0.0
+        for packet in packets:
+            source_s = self._sources_s.pop(packet.pts, source_s)
+        if is_key and not self._is_first and not uses_libav(self.options, self.persona) and not self.options["inline"]:
             data = without_headers(data)
         self._is_first = self._is_first and not data
         return Unit(data, is_key, self.video.passes, source_s)

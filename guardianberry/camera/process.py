@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from typing import NamedTuple
 
+from guardianberry.logs import without_control
 from guardianberry.machine import for_child
 
 log = logging.getLogger(__name__)
@@ -22,8 +23,10 @@ STOP_SIGNALS = ((signal.SIGINT, 1.0), (signal.SIGTERM, 0.5), (signal.SIGKILL, 1.
 STDERR_LINES = 20
 STDERR_LINE_BYTES = 500
 
-_FRAME_REPORT = re.compile(r"#\d+ \(")  # one line a frame, in some versions
-_CODEC_REFUSED = re.compile(r"libav: |unrecognised codec|unable to find an appropriate .*codec", re.IGNORECASE)
+# No reasons: one line a frame in some versions, and what libav and x264 tell about every stream.
+_CHATTER = re.compile(
+    r"#\d+ \(|\[[\w, ]+ @ 0x|(Output|Stream|Input) #|(Side data|Metadata):|cpb:|encoder +:|Press \[", re.IGNORECASE
+)
 
 
 class Fault(NamedTuple):
@@ -110,27 +113,39 @@ class CameraProcess:
             assert self._process.stderr is not None
             with self._process.stderr as pipe:
                 while line := pipe.readline(STDERR_LINE_BYTES):
-                    text = line.decode(errors="replace").strip()
-                    if text and not _FRAME_REPORT.match(text):
+                    text = without_control(line.decode(errors="replace").strip())
+                    if text and not _CHATTER.match(text):
                         self._last_lines.append(text)
         except Exception:
             log.exception("camera's stderr cannot be read")
 
 
+_INSTALL = f"sudo apt install --reinstall {PACKAGE}"
+# What the program says before it ends, in this order: pattern, cause, text. libcamera's reason comes before what the
+# program makes of it, as with permissions: "Failed to open media device at /dev/media0: Permission denied", and then
+# "no cameras available".
+_REASONS = (
+    (r"/dev/.*permission denied", "permission", "{name} may not use the camera: is this user in group video? ({last})"),
+    (r"while loading shared libraries", "install", f"{{name}} lacks a library: {_INSTALL} ({{last}})"),
+    (r"only supports the raspberry pi", "no driver", "{name} finds no camera: connect it with the Pi off ({last})"),
+    (r"no cameras available", "no camera", "no camera found by {name}: check the ribbon cable ({last})"),
+    (r"failed to acquire camera", "busy", "the camera is held by another program ({last})"),
+    (r"unrecogni[sz]ed option|unknown option|ambiguous|the (required )?argument .*for option", "option",
+     f"{{name}} refuses an option: change CAMERA_OPTIONS, or update {PACKAGE} ({{last}})"),
+    (r"unable to find an appropriate .*codec", "encoder",
+     f"{{name}} has no H.264 encoder: sudo apt install {PACKAGE} ({{last}})"),
+    (r"libav: |unrecognised codec", "codec", "{name} refuses the codec ({last})"),
+)  # fmt: skip
+
+
 def fault_of_exit(name: str, code: int | None, last_lines: list[str]) -> Fault:
     """Why a camera program ended, from its last lines on stderr and its exit code (None: it still runs)."""
     said = "\n".join(last_lines).lower()
-    last = last_lines[-1] if last_lines else "no message"
-    if "no cameras available" in said:
-        return Fault("no camera", f"no camera found by {name}: check the ribbon cable ({last})")
-    if "failed to acquire camera" in said:
-        return Fault("busy", f"the camera is held by another program ({last})")
-    if "unrecognised option" in said or "unrecognized option" in said:
-        return Fault("option", f"{name} does not know an option: update {PACKAGE} ({last})")
-    if "permission denied" in said:
-        return Fault("permission", f"{name} may not use the camera: is this user in group video? ({last})")
-    if _CODEC_REFUSED.search(said):
-        return Fault("codec", f"{name} refuses the codec ({last})")
+    for pattern, cause, text in _REASONS:
+        if re.search(pattern, said):
+            line = next(line for line in reversed(last_lines) if re.search(pattern, line.lower()))
+            return Fault(cause, text.format(name=name, last=line))
+    last = next((line for line in reversed(last_lines) if "ERROR" in line), (last_lines or ["no message"])[-1])
     if code is None:
         return Fault("closed", f"{name} closed its output without ending ({last})")
     if code == 0:

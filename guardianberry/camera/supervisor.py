@@ -8,10 +8,10 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
-from guardianberry.camera.command import Settings, ask_for_help, command_line, find_program
+from guardianberry.camera.command import Offer, Settings, ask_program, command_line, find_program
 from guardianberry.camera.decoder import Frame, UnusableStreamError
 from guardianberry.camera.others import RunningCamera, is_trusted, running_cameras, uid_of_other_end
 from guardianberry.camera.process import CameraError, CameraProcess, Fault, fault_of_exit
@@ -65,6 +65,7 @@ class Camera:
         bitrate_bps: int,
         stream_url: str,
         pre_roll_s: float,
+        options: Sequence[str] = (),
         stall_s: float = STALL_S,
         wait_for_other_users: bool = True,
         clock: Callable[[], float] = time.monotonic,
@@ -72,8 +73,8 @@ class Camera:
         self.stream: Stream | None = None
         self.launches = 0
         self.state = "starting"  # starting, streaming, waiting, stopped
-        self.reason = ""  # the last fault, for people
-        self._settings = Settings(width_px, height_px, frame_rate_fps, bitrate_bps)
+        self.fault: Fault | None = None  # the last one, while it lasts
+        self.settings = Settings(width_px, height_px, frame_rate_fps, bitrate_bps, tuple(options))
         url = urlsplit(stream_url)
         self._host, self._port = url.hostname or "127.0.0.1", url.port or 8888
         self._pre_roll_s = pre_roll_s
@@ -82,7 +83,7 @@ class Camera:
         self._clock = clock
         self._process: CameraProcess | None = None
         self._source = ""
-        self._help: dict[str, str] = {}
+        self._offer: Offer | None = None  # asked for once, and again after a failed start
         self._codec = "h264"
         self._next_number = 0
         self._tries = 0
@@ -98,7 +99,7 @@ class Camera:
     def check_and_launch_libcamera(self) -> None:
         """Called on every pass: cheap while video arrives, else stops what is broken and tries again when it is time.
 
-        Blocks for no longer than the stop ladder (2.5 s), or once for the camera program's --help.
+        Blocks for no longer than it takes to stop the program (2.5 s), or to ask what it can do (6 s; usually 1).
         """
         if self.state == "stopped":
             return
@@ -107,6 +108,8 @@ class Camera:
             if fault is None:
                 self._healthy()
                 return
+            if self.state != "streaming":
+                self._offer = None
             self._close()
             self._failed(fault)
         if self._clock() >= self._retry_at_s:
@@ -168,6 +171,7 @@ class Camera:
         try:
             fd = self._open()
         except CameraError as error:
+            self._offer = None
             self._failed(error.fault)
         else:
             self.launches += 1
@@ -185,7 +189,9 @@ class Camera:
             who = ", ".join(map(str, others))
             raise CameraError(f"held {who}", f"the camera is used by {who}: waiting until it ends")
         program = find_program()
-        command = command_line(program, self._settings, self._help_of(program), self._codec)
+        if self._offer is None:
+            self._offer = ask_program(program, self.settings)
+        command = command_line(program, self.settings, self._offer, self._codec)
         log.debug("starting %s", " ".join(command))
         self._process = CameraProcess(command)
         self._source = f"{self._process.name} (pid {self._process.pid})"
@@ -205,15 +211,6 @@ class Camera:
             raise CameraError("foreign stream", text)
         self._source = f"{other} on {where}"
         return connection.detach()
-
-    def _help_of(self, program: str) -> str:
-        """Asked once per program. One that does not answer in time is asked again at the next try."""
-        if program not in self._help:
-            answer = ask_for_help(program)
-            if answer is None:
-                return ""
-            self._help[program] = answer
-        return self._help[program]
 
     def _fault(self) -> Fault | None:
         assert self.stream is not None
@@ -239,7 +236,7 @@ class Camera:
                 log.info("camera: no fault for %.0f s; %d relaunches so far", HEALTHY_S, self.relaunches)
 
     def _announce(self, size: tuple[int, int]) -> None:
-        self.state, self.reason = "streaming", ""
+        self.state, self.fault = "streaming", None
         if self.launches == 1:
             log.info("camera: video from %s, %d x %d", self._source, *size)
         elif self._is_logged:
@@ -247,7 +244,7 @@ class Camera:
         self._is_logged = False
 
     def _failed(self, fault: Fault) -> None:
-        self.state, self.reason = "waiting", fault.text
+        self.state, self.fault = "waiting", fault
         if not self._causes.is_new(fault.cause):
             log.debug("camera: %s", fault.text)
             return

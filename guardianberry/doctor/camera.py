@@ -6,15 +6,16 @@ import logging
 import re
 import statistics
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from guardianberry.camera.command import ask_for_help, find_program, offers
+from guardianberry.camera.command import answer_of, choose_sensor, find_program, offers, unknown_options
+from guardianberry.camera.modes import Sensor, mode_for, parse_sensors
 from guardianberry.camera.others import RunningCamera
-from guardianberry.camera.process import PACKAGE, CameraError
+from guardianberry.camera.process import PACKAGE, CameraError, fault_of_exit
 from guardianberry.doctor.machine import cron_lines, output_of
 from guardianberry.doctor.page import Finding, fail, ok, warn
 
@@ -28,24 +29,41 @@ if TYPE_CHECKING:
 SLOW_INFERENCE_MS = 1000.0  # an alert takes three inferences and the upload: 5 s are over
 _INFERENCES = 5
 _CRON_PATH = ("/usr/bin", "/bin")
-_OPTIONS = ("--low-latency", "--libav-format")
+_OPTIONS = ("--low-latency", "--libav-format", "--libav-video-codec-opts", "--mode")
+# What to do about the cause of a camera's fault.
+_ADVICE = {
+    "permission": "Run this, then log in again:\nsudo usermod -aG video $USER",
+    "busy": "End that program.",
+    "options": "Edit the top of detect_and_upload.py.",
+    "option": "Edit CAMERA_OPTIONS at the top of detect_and_upload.py, or update the program.",
+    "codec": f"Run this:\nsudo apt install --reinstall {PACKAGE}",
+    "encoder": f"{PACKAGE}-lite has none for this Pi. Run this:\nsudo apt install {PACKAGE}",
+    "install": f"Run this:\nsudo apt install --reinstall {PACKAGE}",
+}
+_NO_CAMERA = "Switch the Pi off, push the ribbon cable in at both ends, contacts on the right side, and try again."
 _POLL_S = 0.25
 
 
-def check_program(root: Path) -> Generator[Finding, None, str]:
-    """The camera program and its options; returns its path, or "" if it is missing."""
+def check_program(root: Path, options: Sequence[str]) -> Generator[Finding, None, str]:
+    """The camera program and its options; returns its path, or "" if it cannot be used."""
     try:
         program = find_program()
     except CameraError as error:
         yield fail("program", str(error).partition(":")[0], f"Run this:\nsudo apt install {PACKAGE}")
         return ""
     version = re.search(r"v\d+\.\d+[^\s]*", output_of(program, "--version") or "")
-    help_text = ask_for_help(program)
-    if help_text is None:
-        yield fail("program", f"{program} does not answer to --help", f"Run this:\nsudo apt reinstall {PACKAGE}")
+    code, help_text = answer_of(program, "--help")
+    if code != 0:
+        fault = fault_of_exit(program, code, help_text.splitlines())
+        yield fail("program", f"--help: {fault.text}", _ADVICE.get(fault.cause, _ADVICE["install"]))
         return ""
-    offered = ", ".join(option for option in _OPTIONS if offers(help_text, option)) or "neither of them"
-    text = f"{program} {version[0] if version else '(unknown version)'}; offers of {' and '.join(_OPTIONS)}: {offered}"
+    if unknown := unknown_options(options, help_text):
+        text = f"{program} has no option {', '.join(unknown)}, which CAMERA_OPTIONS has"
+        yield fail("program", text, f"{Path(program).name} --help lists what there is.")
+        return ""
+    missing = ", ".join(option for option in _OPTIONS if not offers(help_text, option))
+    has = f"without {missing}" if missing else "with all options that the daemon uses"
+    text = f"{program} {version[0] if version else '(unknown version)'}, {has}"
     folder = str(Path(program).parent)
     if folder in _CRON_PATH or any(re.match(rf"PATH\s*=.*{re.escape(folder)}", line) for line in cron_lines(root)):
         yield ok("program", text)
@@ -84,13 +102,15 @@ def check_camera(
 ) -> Generator[Finding, None, Frame | None]:
     """Start the camera as the daemon does, take one frame within `wait_s`, stop it; returns the frame."""
     # Not while a program uses the camera: to list the sensors, rpicam-vid opens and configures each of them.
-    names = re.findall(r"^\d+ : (.+?)(?: \(/|$)", output_of(program, "--list-cameras") or "", re.MULTILINE)
-    if not names:
-        advice = "Switch the Pi off, push the ribbon cable in at both ends, contacts on the right side, and try again."
-        yield fail("camera", f"{Path(program).name} finds none", advice)
-        return None
-    yield ok("camera", ", ".join(names))
+    code, listed = answer_of(program, "--list-cameras")
     camera = make_camera(wait_for_other_users=False)
+    sensor = choose_sensor(listed, camera.settings.options)
+    if sensor is None:
+        reason = fault_of_exit(Path(program).name, code, [*listed.splitlines(), "no cameras available"])
+        yield fail("camera", reason.text, _ADVICE.get(reason.cause, _NO_CAMERA))
+        return None
+    yield ok("camera", ", ".join(sensor.name for sensor in parse_sensors(listed)))
+    yield from check_view(sensor, asked_px, camera.settings.frame_rate_fps)
     started_s = time.monotonic()
     frame = None
     try:
@@ -99,11 +119,11 @@ def check_camera(
             frame = camera.newest_frame(timeout_s=_POLL_S)
         took_s = time.monotonic() - started_s
     finally:
-        reason = camera.reason
+        fault = camera.fault
         camera.stop()
     if frame is None:
-        text = f"no frame within {wait_s:.0f} s: {reason or 'the camera is silent'}"
-        yield fail("video", text, "Reseat the ribbon cable, reboot, and try again.")
+        text = f"no frame within {wait_s:.0f} s: {fault.text if fault else 'the camera is silent'}"
+        yield fail("video", text, _ADVICE.get(fault.cause if fault else "", _NO_CAMERA))
         return None
     height_px, width_px = frame.bgr.shape[:2]
     text = f"first frame after {took_s:.1f} s, {width_px} x {height_px}"
@@ -113,6 +133,30 @@ def check_camera(
         advice = "The daemon takes it as it is; set FRAME_WIDTH_PX and FRAME_HEIGHT_PX to a size the sensor has."
         yield warn("video", f"{text}, asked for {asked_px[0]} x {asked_px[1]}", advice)
     return frame
+
+
+def check_view(sensor: Sensor, asked_px: tuple[int, int], frame_rate_fps: float) -> Iterator[Finding]:
+    """Which share of what the sensor could show is in the frames; nothing if its modes are not known."""
+    if not sensor.modes or not sensor.width_px:
+        return
+    mode = mode_for(sensor, *asked_px, frame_rate_fps)
+    if mode is None:
+        fastest = max(mode.max_fps for mode in sensor.modes)
+        yield warn(
+            "view", f"no sensor mode has {frame_rate_fps} frames/s", f"Set FRAME_RATE_FPS to {fastest:.0f} at most."
+        )
+        return
+    share = mode.view_px2(*asked_px) / (sensor.width_px * sensor.height_px)
+    shape_share = max(mode.view_px2(*asked_px) for mode in sensor.modes) / (sensor.width_px * sensor.height_px)
+    text = f"sensor mode {mode.width_px} x {mode.height_px}, {100 * share:.0f} % of the sensor's area"
+    if share < shape_share * 0.98:
+        slower = f"At fewer frames a second {100 * shape_share:.0f} % would be seen: set FRAME_RATE_FPS lower."
+        yield warn("view", text, slower)
+    elif share < 0.98:
+        all_px = round(asked_px[0] * sensor.height_px / sensor.width_px / 2) * 2
+        yield ok("view", f"{text}; FRAME_HEIGHT_PX = {all_px} would show all of it")
+    else:
+        yield ok("view", text)
 
 
 def check_model(make_detector: Callable[[], Detector], frame: Frame | None, grey_bgr: np.ndarray) -> Finding:

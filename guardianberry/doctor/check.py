@@ -100,7 +100,7 @@ def _camera_and_model(
     daemon_runs = is_locked(folder)
     if daemon_runs:
         yield ok("daemon", f"one is running in {folder}")
-    program = yield from check_program(site.root)
+    program = yield from check_program(site.root, c.CAMERA_OPTIONS)
     frame = None
     if in_use := check_use(site.running_cameras, c.STREAM_URL, daemon_runs=daemon_runs, wait_s=site.wait_s):
         yield in_use
