@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import statistics
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faulty_proxy import FaultyProxy
+from tests.faulty_proxy import Answer, FaultyProxy
 from tests.s3_server import S3Server
-from tests.upload_rig import Rig, jpeg, mp4, wait_until
+from tests.upload_rig import Rig, jpeg, mp4, wait_until, warnings
 
 UPLINK_BYTES_PER_S = 300_000 / 8
 ALERT_BYTES = 50_000
@@ -21,7 +23,7 @@ PERIOD_S = 2.5
 LIMIT_S = 5.0
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def s3() -> Iterator[S3Server]:
     with S3Server() as server:
         yield server
@@ -75,3 +77,83 @@ def print_distribution(latencies_s: list[float], images: int, videos: int) -> No
         f" (backlog meanwhile: {images} images, {videos} videos)"
     )
     print(" ".join(f"{latency_s:.2f}" for latency_s in latencies_s))
+
+
+# Alerts that only memory has
+
+
+@pytest.fixture
+def rig(
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Iterator[Rig]:
+    caplog.set_level(logging.INFO)
+    rig = Rig(tmp_path, monkeypatch, url=s3.url, name=f"{os.getpid()}.{time.monotonic_ns()}")
+    s3.create_bucket(rig.images_bucket, rig.videos_bucket)
+    yield rig
+    rig.close()
+
+
+def name_of(number: int) -> str:
+    return f"{1_700_000_000 + number}-81-640-480.jpg"
+
+
+def test_an_alert_needs_no_disk(rig: Rig, s3: S3Server) -> None:
+    """Not even the folder."""
+    rig.images.rmdir()
+    uploader, stored, content = rig.start(), threading.Event(), jpeg()
+    uploader.offer_alert(name_of(0), content, frame_arrival_s=time.monotonic(), stored=stored.set)
+    assert stored.wait(30)
+    (found,) = s3.objects(rig.images_bucket)
+    assert found.body == content
+    assert found.metadata["alert_latency_ms"].isdecimal()
+    assert uploader.pending().images == 0
+
+
+def test_alerts_that_no_disk_takes_are_tried_again_from_memory_the_newest_first(
+    rig: Rig, s3: S3Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.images.rmdir()
+    stored: list[int] = []
+    with FaultyProxy(s3.port) as proxy:
+        proxy.answer = Answer(403, "AccessDenied")  # the alert lane leaves it to the sweep at once
+        rig.use(proxy.url)
+        uploader = rig.start()
+        for number in range(4):
+            uploader.offer_alert(
+                name_of(number), jpeg(), frame_arrival_s=time.monotonic(), stored=lambda n=number: stored.append(n)
+            )
+        wait_until(lambda: uploader.counters().failed_tries >= 8, "it gives up")
+        assert uploader.pending().images == 4
+        assert stored == []
+        proxy.answer = None
+        wait_until(lambda: len(stored) == 4, "they are not tried again")
+    assert stored == [3, 2, 1, 0]
+    assert len(s3.keys(rig.images_bucket)) == 4
+    assert uploader.pending().images == 0
+
+
+def test_an_alert_that_is_saved_while_the_network_is_down_is_the_sweeps(rig: Rig, s3: S3Server) -> None:
+    with FaultyProxy(s3.port) as proxy:
+        proxy.answer = Answer(403, "AccessDenied")
+        rig.use(proxy.url)
+        uploader = rig.start()
+        rig.alert(uploader, 1_700_000_000)
+        wait_until(lambda: uploader.counters().failed_tries >= 2, "it gives up")
+        assert uploader.pending().images == 1
+        proxy.answer = None
+        rig.wait_until_empty()
+    assert len(s3.keys(rig.images_bucket)) == 1
+
+
+def test_when_memory_holds_too_many_the_oldest_goes_with_a_warning(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    uploader = rig.start(may_upload=lambda: False)
+    for number in range(5):
+        uploader.offer_alert(name_of(number), jpeg(6_000_000), frame_arrival_s=time.monotonic())
+        wait_until(lambda: not any(thread.name == "alert" for thread in threading.enumerate()), "it tries for ever")
+    assert uploader.pending().images == 3
+    assert [line.split()[2] for line in warnings(caplog)] == [name_of(0), name_of(1)]
+
+
+def test_what_is_no_image_is_not_offered(rig: Rig) -> None:
+    with pytest.raises(ValueError, match="not the name of an alert image"):
+        rig.start().offer_alert("../x.jpg", jpeg(), frame_arrival_s=0.0)

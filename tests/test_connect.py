@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +17,7 @@ from typing import Any
 import pytest
 
 from guardianberry.upload.connect import Address, Addresses, connect, in_order
+from tests.daemon import ROOT
 from tests.raw_server import DONE, RawServer, read_body
 from tests.upload_rig import Rig, jpeg, wait_until
 
@@ -178,3 +183,45 @@ def test_the_server_is_looked_up_before_the_first_alert(rig: Rig, monkeypatch: p
     rig.use("https://s3.example")
     rig.start()
     wait_until(lambda: names.look_ups, "it is not looked up")
+
+
+DEAD_NAME_SERVER = """
+import socket, subprocess, threading, time
+from guardianberry.upload.connect import Addresses
+
+silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+silent.bind(("127.0.0.9", 53))
+answering = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+answering.bind(("127.0.0.10", 53))
+
+def answer():
+    while True:
+        query, client = answering.recvfrom(512)
+        question = query[12 : query.index(0, 12) + 5]
+        is_a = question[-4:-2] == bytes([0, 1])
+        record = bytes.fromhex("c00c00010001000000010004c0000201") if is_a else b""
+        answering.sendto(query[:2] + bytes([0x81, 0x80, 0, 1, 0, is_a, 0, 0, 0, 0]) + question + record, client)
+
+threading.Thread(target=answer, daemon=True).start()
+subprocess.run(["mount", "--bind", "resolv.conf", "/etc/resolv.conf"], check=True)
+addresses = Addresses()
+for _ in range(2):
+    begun_s = time.monotonic()
+    assert [address.sockaddr for address in addresses.find(("s3.example.test", 443))] == [("192.0.2.1", 443)]
+    print(time.monotonic() - begun_s)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="a name server of its own needs root")
+def test_a_dead_first_name_server_makes_no_alert_late(tmp_path: Path) -> None:
+    """glibc waits five seconds for it, at each look-up."""
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.9\nnameserver 127.0.0.10\n", encoding="utf-8")
+    command = ["unshare", "--mount", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
+    command += [sys.executable, "-c", DEAD_NAME_SERVER]
+    env = {"PATH": os.defpath + ":/usr/sbin:/sbin", "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+    if "mount" in ran.stderr or "unshare" in ran.stderr:
+        pytest.skip(f"no name server of its own here: {ran.stderr}")
+    first_s, second_s = map(float, ran.stdout.split())
+    assert first_s < 3.5, ran.stderr
+    assert second_s < 1.5, ran.stderr

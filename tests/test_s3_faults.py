@@ -6,6 +6,7 @@ import datetime
 import ipaddress
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -19,8 +20,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from guardianberry.doctor.s3 import check_uploads
+from guardianberry.upload.s3 import S3
 from tests.fakes import FakeClock
 from tests.faulty_proxy import Answer, FaultyProxy
+from tests.raw_server import DONE, RawServer, read_body
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.upload_rig import Rig, lines, mp4, quick_pause, wait_until, warnings
 
@@ -291,6 +295,23 @@ def test_a_header_that_the_server_rejects_is_left_out_with_one_warning(
     assert sum(header in head for head in proxy.heads) <= 3, "it is not remembered"
     assert all(b"If-None-Match" in head for head in proxy.heads[4:])
     assert len(s3.keys(rig.images_bucket)) == 4
+
+
+@pytest.mark.parametrize(("encryption", "lines_said"), [("AES256", 2), (None, 1)])
+def test_the_check_says_when_an_answer_does_not_confirm_the_encryption(
+    rig: Rig, encryption: str | None, lines_said: int
+) -> None:
+    """Ceph 16 over https stores in plain and says 200."""
+
+    def take(connection: socket.socket, head: bytes) -> None:
+        read_body(connection, head)
+        connection.sendall(DONE)
+
+    with RawServer(take) as server:
+        rig.use(server.url)
+        findings = list(check_uploads(S3(server_side_encryption=encryption), {"images": rig.images_bucket}))
+    assert len(findings) == lines_said
+    assert ("does not confirm the encryption at rest (AES256)" in findings[-1].text) is (encryption is not None)
 
 
 def test_a_304_to_a_conditional_write_means_that_the_object_is_there(

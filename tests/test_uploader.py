@@ -492,6 +492,20 @@ def is_fit(path: Path) -> bool:
         return False
 
 
+@pytest.mark.parametrize(
+    ("duration", "size_bytes", "fit"), [(20, 60_000_000, True), (20, 5 * 1024**3, False), (10**9, 5 * 1024**3, False)]
+)
+def test_a_clip_that_weighs_more_than_its_seconds_can_is_left(
+    rig: Rig, duration: int, size_bytes: int, fit: bool
+) -> None:
+    """A hole of 5 GiB takes no room on the disk, and would be sent for days."""
+    path = rig.add_video(1_700_000_000).rename(rig.videos / f"1700000000-{duration}-2-88-43-640-480.mp4")
+    os.truncate(path, size_bytes - 10)
+    with path.open("r+b") as file:
+        file.write(box(b"ftyp", bytes(8)) + box(b"moov", bytes(8)) + b"\0\0\0\0mdat")
+    assert is_fit(path) is fit
+
+
 @given(st.binary(max_size=200))
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_garbage_is_never_fit(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:

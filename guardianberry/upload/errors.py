@@ -154,7 +154,7 @@ class Interrupted(Exception):  # noqa: N818 (no error: the program was asked to 
 def status_and_code(error: Any) -> tuple[int, str]:
     """Of a ClientError. The server wrote the code, so only what cannot harm a log line is kept of it."""
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    code = str(error.response.get("Error", {}).get("Code", ""))
+    code = str(error.response.get("Error", {}).get("Code") or "")
     return status, re.sub(r"[^0-9A-Za-z.]", "", code)[:60]
 
 
