@@ -715,6 +715,20 @@ def test_a_day_without_network_is_no_busy_loop(rig: Rig, s3: S3Server, caplog: p
     assert len(rig.left()) == 50
 
 
+def test_a_day_without_network_and_disk_is_no_busy_loop(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """The alert is in memory alone."""
+    clock = FakeClock(length_s=86_400)
+    rig.images.rmdir()
+    rig.use("http://127.0.0.1:1")
+    uploader = rig.uploader(clock=clock, pause=clock.pause)
+    uploader.offer_alert("1700000000-81-640-480.jpg", jpeg(), frame_arrival_s=0.0)
+    wait_until(lambda: uploader.counters().failed_tries == 3, "the alert lane does not try")
+    uploader.start()
+    wait_until(clock.over.is_set, "the day does not pass")
+    assert 86_400 / 300 <= uploader.counters().failed_tries <= 86_400 / 150 + 10
+    assert uploader.pending().images == 1
+
+
 def test_after_a_long_outage_a_new_alert_is_tried_every_few_seconds_again(rig: Rig) -> None:
     clock = FakeClock(length_s=86_400)
     pauses_s: list[float] = []

@@ -28,9 +28,9 @@ from guardianberry.upload.errors import CUT, NOT_S3, UploadError
 
 _CONNECT_TIMEOUT_S = 5.0  # also for a block of the body to fit into the socket's buffer
 _READ_TIMEOUT_S = 10.0
-# For the whole request and its answer: this, and the time that the body takes at 64 kbit/s.
+# For the whole request and its answer: this, and the time that the body takes at 32 kbit/s.
 _REQUEST_TIMEOUT_S = 30.0
-_MIN_RATE_BYTES_PER_S = 8_000
+_MIN_RATE_BYTES_PER_S = 4_000
 # The send buffer of a connection; Linux doubles it, to 32 KiB. By default it grows to 4 MB. On a home's uplink of
 # 300 kbit/s that takes longer to send than the read timeout, and an alert would have to wait for it. 32 KiB are sent
 # within a second there, and are enough for 8 Mbit/s to a server 30 ms away.

@@ -175,6 +175,7 @@ class Uploader:
 
     def _sweep(self) -> float:
         """Try each alert image that only memory has, and each queued file, once; the seconds until the next sweep."""
+        self._wake.clear()
         failed, in_a_row = False, 0
         closed: set[MediaType] = set()
         for queued, send in self._to_send(closed):
@@ -193,7 +194,7 @@ class Uploader:
                     self._error_log.bucket_is_down(queued.media_type.bucket)
                     closed.add(queued.media_type)
                     in_a_row = 0
-        if failed or self._queue.unreadable:
+        if failed or self._queue.unreadable or self._alerts.unsaved():
             return self._backoff.next_pause_s()
         self._backoff.reset()
         if not self._queue.has_failures:
