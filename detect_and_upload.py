@@ -11,6 +11,7 @@ What happens when ...
     the disk fills               the oldest videos are deleted, each with a warning; alerts go on
     the clock is wrong or jumps  durations stay right; events wait until the clock is set and then get their true time
     the power goes               the clip loses less than a second; the next start finishes and uploads it
+    nobody should be filmed      ARMED_HOURS, or `touch disarmed` in this folder: for 12 hours at most
     this loop hangs              it is ended with a stack dump after LOOP_STALL_S, and launch.sh starts it again
 
 Configure it by editing the constants below. README.md explains each; the parts are in guardianberry/.
@@ -32,6 +33,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from guardianberry.armed import ArmedHours
+from guardianberry.duty import Duty
 from guardianberry.logs import formatter
 from guardianberry.machine import StopFlag, keep_memory_off_the_disk
 from guardianberry.recording.clock import CLOCK_WAIT_S, Clock, system_clock_is_synchronised
@@ -42,9 +45,15 @@ from guardianberry.summary import DailySummary
 if TYPE_CHECKING:  # these load OpenCV, OpenVINO or boto3, so each is imported when it is needed
     from guardianberry.camera.supervisor import Camera
     from guardianberry.detection.detector import Detector
+    from guardianberry.heartbeat import Heartbeat
     from guardianberry.recording.events import EventFiles
     from guardianberry.recording.retention import Disk
     from guardianberry.upload.uploader import Uploader
+
+# ---- Camera's name, heartbeat, hours
+CAMERA_NAME = ""  # in mails and on the page, such as "Front door"; empty: the last 4 digits of the serial number
+HEARTBEAT_S = 0  # 300: a small object every 5 minutes, so that aws/ tells you when the camera falls silent; 0: none
+ARMED_HOURS = ""  # local time, such as "mon-fri 08:00-17:00, daily 23:00-06:00"; else nothing is filmed; empty: always
 
 # ---- Events: when a recording starts and how long it lasts
 MAX_RECORDING_DURATION_S = 20  # of video in all, pre-roll included; longer clips reach S3 later on a slow uplink
@@ -141,6 +150,7 @@ def make_uploader(folder: Path, clock: Clock, model_name: str) -> Uploader:
         videos_bucket=VIDEOS_BUCKET,
         server_side_encryption=SERVER_SIDE_ENCRYPTION,
         rpi_serial_no=get_rpi_serial_number(),
+        camera_name=CAMERA_NAME,
         video_metadata={
             "model": model_name,
             "frame_rate": str(FRAME_RATE_FPS),
@@ -175,6 +185,15 @@ def make_disk(folder: Path) -> Disk:
     )
 
 
+def make_heartbeat(
+    folder: Path, uploader: Uploader, camera: Camera, events: EventFiles, duty: Duty, *, demo: bool
+) -> Heartbeat:
+    from guardianberry.heartbeat import Heartbeat
+
+    every_s = 0 if demo else HEARTBEAT_S
+    return Heartbeat(folder, every_s=every_s, uploader=uploader, camera=camera, events=events, duty=duty)
+
+
 def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
     """Guard until `stop` is set. Files go to `folder`/videos and `folder`/images, which exist and are private."""
     from guardianberry.detection.motion import MotionGate
@@ -188,13 +207,16 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
     camera = make_camera(wait_for_other_users=not demo)  # a demo does not use the real camera
     gate = MotionGate(inference_at_least_every_s=INFERENCE_AT_LEAST_EVERY_S)
     summary = DailySummary(folder, uploader, clock.monotonic())
+    duty = Duty(folder, ArmedHours("" if demo else ARMED_HOURS), is_synchronised=system_clock_is_synchronised)
+    heartbeat = make_heartbeat(folder, uploader, camera, events, duty, demo=demo)
     events.recover()
-    uploader.start()
+    for part in (uploader, duty, heartbeat):
+        part.start()
     last_number = -1
     while not stop.is_set():
-        # Check health: of the loop, the camera, the clip (does it still get video?), the clock and the disk
+        # Check health: of the loop, the camera (none off duty), the clip (does it still get video?), clock, disk
         faulthandler.dump_traceback_later(LOOP_STALL_S, exit=True)
-        camera.check_and_launch_libcamera()
+        camera.check_and_launch_libcamera(is_wanted=duty.is_armed())
         if (reason := events.clip_end_reason) and (stopped := recorder.end(clock.monotonic(), reason)):
             events.stop(stopped)
         events.release_held()
@@ -217,8 +239,8 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
         except Exception as error:  # noqa: BLE001  whatever a stream holds must not end the daemon; `reject` logs it
             camera.reject(error)
             continue
-        scores = [person.confidence for person in people]
-        inference = Inference(frame.arrival_s, scores, detector.last_ms, frame, people)
+        inference = Inference(frame.arrival_s, [p.confidence for p in people], detector.last_ms, frame, people)
+        heartbeat.note_inference(frame.arrival_s)
         log.debug("frame %d: %d person(s), %.0f ms", frame.number, len(people), detector.last_ms)
 
         # Decide
@@ -236,6 +258,8 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
     if stopped := recorder.end(clock.monotonic(), "the daemon was asked to stop"):
         events.stop(stopped)
     camera.stop()
+    duty.stop()
+    heartbeat.stop()
     events.close(timeout_s=1.0)
     uploader.stop(timeout_s=0.5)
     faulthandler.cancel_dump_traceback_later()

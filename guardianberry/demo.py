@@ -102,9 +102,8 @@ def _log_objects(folder: Path) -> None:
     for path, stored in found:
         metadata = stored["metadata"]
         log.info("  %s", path.with_name(path.name.removesuffix(".metadata.json")).relative_to(folder.parent.parent))
-        log.info(
-            "      %s", ", ".join(f"{name} {metadata[name]}" for name in sorted(metadata) if name != "rpi_serial_no")
-        )
+        shown = sorted(metadata.keys() - {"rpi_serial_no", "camera_name", "event", "local_time"})
+        log.info("      %s", ", ".join(f"{name} {metadata[name]}" for name in shown))
 
 
 def _write_page(here: Path, folder: Path) -> None:

@@ -29,6 +29,7 @@ _APPLICATION = uuid.UUID("5c0d9a3f0b2e4d6c9a51b8f1e7d24c36")  # any fixed number
 _LOCK_NAME = ".lock"
 _M_ARENA_MAX = -8  # malloc.h
 _STOP_POLL_S = 0.1
+_COMMAND_TIMEOUT_S = 5
 _FOR_EVERY_CHILD = ("PATH", "HOME", "LANG", "LC_*", "TZ", "TMPDIR", "LD_PRELOAD")
 # Before `import cv2`, which puts folders and an empty entry in front: the current folder, where anybody may have put a
 # library.
@@ -52,6 +53,22 @@ def for_child(*variables: str, folder: Path = Path("/")) -> dict[str, Any]:
     wanted = {name: value for name, value in os.environ.items() if any(fnmatchcase(name, one) for one in names)}
     library_path = {} if _LIBRARY_PATH is None else {"LD_LIBRARY_PATH": _LIBRARY_PATH}
     return {"env": wanted | library_path, "cwd": folder, "stdin": subprocess.DEVNULL}
+
+
+def output_of(*command: str, variables: tuple[str, ...] = ()) -> str | None:
+    """What the command prints, with these variables of the environment; None if it is not there, fails, or hangs."""
+    try:
+        answer = subprocess.run(
+            command,
+            **for_child(*variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_COMMAND_TIMEOUT_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.decode(errors="replace")
 
 
 class StopFlag(threading.Event):

@@ -7,14 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from guardianberry.armed import ArmedHours
+
 _WHOLE_NUMBERS = (
     "FRAME_WIDTH_PX", "FRAME_HEIGHT_PX", "BITRATE_BPS", "DETECTOR_INPUT_WIDTH_PX", "MAX_DET", "DETECTIONS_TO_START",
 )  # fmt: skip
 _NUMBERS = (
     "MAX_RECORDING_DURATION_S", "MIN_GAP_BETWEEN_VIDEO_START_S", "PERSON_GONE_AFTER_S", "PRE_ROLL_S", "CONF_THRES",
     "IOU_THRES", "INFERENCE_AT_LEAST_EVERY_S", "FRAME_RATE_FPS", "MIN_FREE_DISK_BYTES",
+    "HEARTBEAT_S",
 )  # fmt: skip
-_TEXTS = ("WEIGHTS", "STREAM_URL", "VIDEOS_BUCKET", "IMAGES_BUCKET")
+_TEXTS = ("WEIGHTS", "STREAM_URL", "VIDEOS_BUCKET", "IMAGES_BUCKET", "CAMERA_NAME", "ARMED_HOURS")
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}|arn:[^/]+[:/].+")  # what boto3 accepts; other servers have other rules
 # What the daemon sets itself on the camera program's command line, or what would end it or send its video elsewhere.
 # Abbreviations count: the program takes "--out" for --output.
@@ -25,6 +28,7 @@ _OWN_CAMERA_OPTIONS = (
     "--circular", "--split", "--signal", "--keypress", "--initial",
     "-n", "-t", "-g", "-b", "-o", "-l", "-h", "-c", "-s", "-k", "-i",
 )  # fmt: skip
+_NAME = re.compile(r"[A-Za-z0-9 '()&+_-]{0,40}")  # what aws/alert_mail.py lets into a mail
 _STREAM = re.compile(r"tcp://[^\s:/]+:[0-9]{1,5}")
 
 
@@ -96,3 +100,10 @@ def _rules(c: SimpleNamespace) -> Iterator[tuple[Any, str]]:
     two = "VIDEOS_BUCKET and IMAGES_BUCKET must differ: each new object in the images bucket alerts somebody"
     yield c.VIDEOS_BUCKET != c.IMAGES_BUCKET, two
     yield c.MIN_FREE_DISK_BYTES >= 0, "MIN_FREE_DISK_BYTES must not be negative"
+    yield _NAME.fullmatch(c.CAMERA_NAME), "CAMERA_NAME must be at most 40 ASCII letters, digits, spaces and '()&+-_"
+    seldom = "HEARTBEAT_S must be 0 (off) or lie between 60 and 3600: 15 minutes without one are told as silence"
+    yield c.HEARTBEAT_S == 0 or 60 <= c.HEARTBEAT_S <= 3600, seldom
+    try:
+        ArmedHours(c.ARMED_HOURS)
+    except ValueError as error:
+        yield False, f"ARMED_HOURS: {error}"

@@ -13,8 +13,10 @@ import subprocess
 import sys
 import time
 import urllib.request
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from botocore.exceptions import ClientError
@@ -50,6 +52,8 @@ from tests.aws_rig import (
     wait_for,
 )
 from tests.daemon import SCENE, Daemon
+from tests.s3_server import StoredObject
+from tests.test_aws_watch import HEARTBEAT
 
 # Fixtures
 moto_process = aws_rig.moto_process
@@ -210,28 +214,53 @@ def test_ten_minutes_later_the_camera_uploads(deployed: Moto, home: Path, tmp_pa
 
 @pytest.mark.slow
 def test_from_the_daemons_camera_to_the_owners_mail(deployed: Moto, home: Path, tmp_path: Path, models: Path) -> None:
+    """The picture's mail, and, once the daemon is gone, that of its silence."""
     stack = Stack(deployed)
     deployed.check_keys(on=True)
-    environment = {"HOME": str(home), "AWS_ENDPOINT_URL_S3": deployed.url}
+    environment = {"HOME": str(home), "AWS_ENDPOINT_URL_S3": deployed.url, "TZ": "Australia/Adelaide"}
     stand_in = {"STAND_IN_VIDEO": str(SCENE), "STAND_IN_AT_END": "hold"}
     short = {"CLOCK_WAIT_S": 0, "MAX_RECORDING_DURATION_S": 4, "PRE_ROLL_S": 1}
-    buckets = {"IMAGES_BUCKET": IMAGES, "VIDEOS_BUCKET": VIDEOS}
-    with Daemon(tmp_path / "daemon", models, env=environment | stand_in, **short, **buckets) as daemon:
+    owners = {"IMAGES_BUCKET": IMAGES, "VIDEOS_BUCKET": VIDEOS, "CAMERA_NAME": "Front door", "HEARTBEAT_S": 60}
+    with Daemon(tmp_path / "daemon", models, env=environment | stand_in, **short, **owners) as daemon:
         daemon.wait_for_log("video .*: uploaded", timeout_s=90)
         assert daemon.terminate()[0] == 0
     deployed.check_keys(on=False)
-    assert deployed.keys(IMAGES)
-    assert deployed.keys(VIDEOS)
+    images = {one.key: one.metadata for one in deployed.objects(IMAGES)}
+    clips = [one.metadata for one in deployed.objects(VIDEOS) if one.key.endswith(".mp4")]
+    assert images
+    assert clips
+    assert {clip["event"] for clip in clips} <= {image["event"] for image in images.values()}
     assert not [secret for secret in camera_keys(home).values() if secret in daemon.log]
     stack.alert()
     mails = stack.people.take()
-    assert len(mails) == len(deployed.keys(IMAGES))
+    assert len(mails) == len(images)
     for mail in mails:
-        assert re.fullmatch(r"[\w '()&+?-]+: person, [1-9]\d? %, \d\d:\d\d", mail["Subject"])
-        assert re.search(r"^Upload began [0-9.]+ s after the frame$", mail["Message"], re.MULTILINE)
         link = re.findall(r"^http\S+", mail["Message"], re.MULTILINE)[0]
         with urllib.request.urlopen(link, timeout=10) as picture:
             assert picture.read(2) == b"\xff\xd8"
+        told = images[link.partition("?")[0].rpartition("/")[2]]
+        start = datetime.fromtimestamp(int(told["recording_start_time"]), ZoneInfo("Australia/Adelaide"))
+        assert told["local_time"] == start.isoformat()
+        assert mail["Subject"] == f"Front door: person, {told['confidence']} %, {start:%H:%M}"
+        assert f"Time: {start:%Y-%m-%d %H:%M:%S} UTC{start.isoformat()[-6:]}" in mail["Message"]
+        assert re.search(r"^Upload began [0-9.]+ s after the frame$", mail["Message"], re.MULTILINE)
+    assert_silence_is_told(stack, heartbeats(deployed), daemon.log)
+
+
+def heartbeats(moto: Moto) -> list[StoredObject]:
+    return [one for one in moto.objects(VIDEOS) if one.key.startswith("alive/")]
+
+
+def assert_silence_is_told(stack: Stack, beats: list[StoredObject], log: str) -> None:
+    told = json.loads(beats[-1].body)
+    assert set(told) == set(HEARTBEAT)
+    assert (told["camera_name"], told["armed"], told["camera_relaunches"]) == ("Front door", True, 0)
+    assert re.fullmatch(r"alive/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/[0-9]{10}", beats[-1].key)
+    assert beats[-1].key.endswith(f"/{told['time']}")
+    assert beats[-1].key.split("/")[1] not in log
+    for silent_min, subjects in ((1, []), (14, []), (16, ["Front door: silent since"]), (30, [])):
+        stack.call("Watch", {}, now_s=told["time"] + silent_min * 60)
+        assert [mail["Subject"][:24] for mail in stack.people.take()] == subjects
 
 
 def test_the_key_to_look_with_reads_both_buckets_and_changes_nothing(deployed: Moto, cli: AwsCli, home: Path) -> None:

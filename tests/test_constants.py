@@ -49,6 +49,12 @@ def test_the_defaults_are_sound():
         ("IMAGES_BUCKET", ""),
         ("VIDEOS_BUCKET", script.IMAGES_BUCKET),
         ("MIN_FREE_DISK_BYTES", -1),
+        ("CAMERA_NAME", "Haustür"),
+        ("CAMERA_NAME", "x" * 41),
+        ("CAMERA_NAME", "a\r\nb"),
+        ("HEARTBEAT_S", 59),
+        ("HEARTBEAT_S", 86_400),
+        ("ARMED_HOURS", "mon-fry 08:00-17:00"),
     ],
 )
 def test_each_breach_is_named(name, value):

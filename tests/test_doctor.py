@@ -20,7 +20,7 @@ import detect_and_upload as script
 from guardianberry.camera.others import RunningCamera
 from guardianberry.detection.detector import Detector
 from guardianberry.detection.weights import BUNDLED, Setup, find_graph
-from guardianberry.doctor.check import Site, check
+from guardianberry.doctor.check import Site, check, check_heartbeat
 from guardianberry.doctor.machine import User, check_folder, check_power, check_start_at_boot, check_user
 from guardianberry.doctor.page import Finding
 from guardianberry.doctor.s3 import check_s3
@@ -118,7 +118,8 @@ class Machine:
 
     def check(self, *, upload: bool = False, **constants: object) -> tuple[int, str]:
         out = io.StringIO()
-        constants = vars(script) | {"WEIGHTS": "tiny.xml", "MIN_FREE_DISK_BYTES": 0} | constants
+        ours = {"WEIGHTS": "tiny.xml", "MIN_FREE_DISK_BYTES": 0, "HEARTBEAT_S": 300}
+        constants = vars(script) | ours | constants
         site = Site(
             self.root,
             self.program / "env",
@@ -389,6 +390,13 @@ def test_weights_that_are_not_there(machine: Machine, proxy: FaultyProxy) -> Non
     code, page = machine.check(WEIGHTS="mine.pt")
     assert code == 1
     assert "mine.pt is not in" in line(page, "model", "FAIL")
+
+
+def test_it_warns_that_nobody_is_told_of_silence() -> None:
+    assert check_heartbeat(300).level == "ok"
+    off = check_heartbeat(script.HEARTBEAT_S)
+    assert off.level == "warn"
+    assert "HEARTBEAT_S = 300" in off.advice
 
 
 def test_a_model_in_place_of_another_is_a_warning(machine: Machine, proxy: FaultyProxy) -> None:

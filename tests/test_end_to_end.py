@@ -97,7 +97,9 @@ def test_a_person_is_seen_and_both_objects_arrive(tmp_path, models, s3, buckets)
         "width",
         "height",
         "alert_latency_ms",
+        *("camera_name", "local_time", "event"),
     }
+    assert image.metadata["camera_name"] == serial[-4:]
     assert (image.metadata["width"], image.metadata["height"]) == ("640", "480")
     assert abs(int(image.metadata["recording_start_time"]) - time.time()) < 120
     assert 26 <= int(image.metadata["confidence"]) <= 100
@@ -110,6 +112,9 @@ def test_a_person_is_seen_and_both_objects_arrive(tmp_path, models, s3, buckets)
     assert told["duration"] == told["duration_s"] == str(min(round(duration_s), script.MAX_RECORDING_DURATION_S))
     assert frames == pytest.approx(duration_s * script.FRAME_RATE_FPS, rel=0.1)
     assert told["recording_start_time"] == image.metadata["recording_start_time"]
+    assert [told[name] for name in ("event", "local_time")] == [
+        image.metadata[name] for name in ("event", "local_time")
+    ]
     assert told["rpi_serial_no"] == serial != ""
     assert told["model"] in daemon.log
     assert "/" not in told["model"]
@@ -134,6 +139,7 @@ def test_a_person_is_seen_and_both_objects_arrive(tmp_path, models, s3, buckets)
         "inference_time_ms",
         "width",
         "height",
+        *("camera_name", "local_time", "event"),
     }
 
     # The neighbours of the alert's frame look almost like it, hence the slack of three frames.

@@ -41,7 +41,7 @@ def test_the_two_commands_head_the_readme_and_ci_calls_the_second():
 @pytest.mark.parametrize(
     "document",
     [
-        *("README.md", "SECURITY.md", "aws/README.md", "docs/design.md", "docs/performance.md"),
+        *("README.md", "SECURITY.md", "aws/README.md", "docs/check.md", "docs/design.md", "docs/performance.md"),
         *("bench/README.md", "training/README.md", "models/README.md", "viewer/README.md"),
     ],
 )

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -288,9 +289,12 @@ def test_no_name_puts_anything_into_an_objects_metadata(life: Life) -> None:
         assert set(stored.metadata) <= {
             *("rpi_serial_no", "recording_start_time", "confidence", "width", "height", "alert_latency_ms"),
             *("model", "frame_rate", "confidence_threshold", "duration", "duration_s"),
-            *("max_people_found", "max_confidence", "inference_time_ms"),
+            *("max_people_found", "max_confidence", "inference_time_ms", "camera_name", "local_time", "event"),
         }
-        digits = {name: text for name, text in stored.metadata.items() if name not in ("rpi_serial_no", "model")}
+        words = ("rpi_serial_no", "camera_name", "model", "event", "local_time")
+        digits = {name: text for name, text in stored.metadata.items() if name not in words}
+        assert uuid.UUID(stored.metadata["event"])
+        assert re.fullmatch(r"[0-9T:+-]{25}|", stored.metadata.get("local_time", ""))
         assert all(re.fullmatch(r"[0-9.]+", text) for text in digits.values()), digits
 
 

@@ -13,17 +13,26 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from guardianberry.filenames import ImageName, parse
+from guardianberry.filenames import ImageName, VideoName, parse
 from guardianberry.upload.alerts import Alert
 from guardianberry.upload.errors import Interrupted
 from guardianberry.upload.queue import QueuedFile, image_media_type, list_queued, video_media_type
-from guardianberry.upload.upload_file import Gate, OpenFile, UnfitError, header_value
+from guardianberry.upload.upload_file import (
+    Gate,
+    OpenFile,
+    UnfitError,
+    event_uuid,
+    header_value,
+    local_time,
+    metadata,
+)
 from guardianberry.upload.uploader import Backoff
 from tests.fakes import FakeClock
 from tests.faulty_proxy import Answer, FaultyProxy
@@ -58,9 +67,19 @@ def uploaded_names(caplog: pytest.LogCaptureFixture) -> list[str]:
 # What arrives
 
 
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("berlin")
 def test_an_alert_image_arrives_as_the_contract_says(rig: Rig, s3: S3Server) -> None:
     content = jpeg(50_000)
-    uploader = rig.start()
+    uploader = rig.start(camera_name="Front door")
     rig.alert(uploader, 1_700_000_000, content, arrival_s=time.monotonic() - 0.25)
     rig.wait_until_empty()
     (stored,) = s3.objects(rig.images_bucket)
@@ -69,6 +88,9 @@ def test_an_alert_image_arrives_as_the_contract_says(rig: Rig, s3: S3Server) -> 
     assert 250 <= int(latency_ms) < 20_000
     assert stored.metadata == {
         "rpi_serial_no": SERIAL,
+        "camera_name": "Front door",
+        "event": str(event_uuid(SERIAL, 1_700_000_000)),
+        "local_time": "2023-11-14T23:13:20+01:00",
         "recording_start_time": "1700000000",
         "confidence": "81",
         "width": "640",
@@ -80,6 +102,7 @@ def test_an_alert_image_arrives_as_the_contract_says(rig: Rig, s3: S3Server) -> 
     assert uploader.counters().worst_alert_latency_s >= 0.25
 
 
+@pytest.mark.usefixtures("berlin")
 def test_a_video_arrives_as_the_contract_says(rig: Rig, s3: S3Server) -> None:
     content = mp4(300_000)
     rig.add_video(1_700_000_000, content)
@@ -88,6 +111,9 @@ def test_a_video_arrives_as_the_contract_says(rig: Rig, s3: S3Server) -> None:
     (stored,) = s3.objects(rig.videos_bucket)
     assert stored.metadata == {
         "rpi_serial_no": SERIAL,
+        "camera_name": SERIAL[-4:],
+        "event": str(event_uuid(SERIAL, 1_700_000_000)),
+        "local_time": "2023-11-14T23:13:20+01:00",
         "model": "yolov5n.pt",
         "frame_rate": "10",
         "confidence_threshold": "0.255",
@@ -160,6 +186,28 @@ def test_strange_settings_cannot_break_a_header(rig: Rig, s3: S3Server) -> None:
     rig.wait_until_empty()
     (stored,) = s3.objects(rig.videos_bucket)
     assert stored.metadata["model"] == ("mod?le??X-Evil: 1" + "x" * 3000)[:200]
+
+
+def test_the_metadata_of_a_clip_fit_s3s_limit_whatever_the_settings() -> None:
+    """2 KB, names and values together."""
+    long = {name: header_value("x" * 999) for name in ("rpi_serial_no", "model", "camera_name")}
+    others = {"frame_rate": "10.123456789012345", "confidence_threshold": "0.123456789012345"}
+    numbers = VideoName(*[10**14] * 7)
+    told = metadata(QueuedFile(video_media_type(Path(), "x"), numbers.encode(), numbers), long | others)
+    assert "local_time" not in told, "there is no such year"
+    assert (
+        sum(len(name) + len(value) for name, value in told.items()) + len("local_time2023-11-14T23:13:20+01:00") < 2048
+    )
+
+
+@pytest.mark.usefixtures("berlin")
+def test_local_times_in_the_hour_that_comes_twice() -> None:
+    first = int(datetime(2026, 10, 25, 0, 30, tzinfo=UTC).timestamp())
+    assert [local_time(first + hour * 3600) for hour in range(2)] == [
+        "2026-10-25T02:30:00+02:00",
+        "2026-10-25T02:30:00+01:00",
+    ]
+    assert local_time(10**14) == ""
 
 
 @given(st.text(), st.text())

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from guardianberry.recording.mp4 import close_killed_file
+from guardianberry.upload.upload_file import camera_uuid
 from tests.daemon import ROOT
 from tests.h264 import decode
 from tests.s3_server import S3Server
@@ -404,6 +405,15 @@ def test_silence_between_heartbeats_is_a_gap(tmp_path: Path) -> None:
     assert gaps(store, archive, now_s=t + 9900) == [expected, Gap("Garden", t + 8700, t + 9800)]
     archive.save_index()
     assert gaps(store, Archive(tmp_path), now_s=t + 9900) == [expected, Gap("Garden", t + 8700, t + 9800)]
+
+
+def test_a_gap_has_the_name_that_the_cameras_events_have(tmp_path: Path) -> None:
+    store, archive, t = ListStore(), Archive(tmp_path), START_S
+    serial = "10000000deadbeef"
+    told = {"rpi_serial_no": serial, "recording_start_time": str(t), "camera_name": "Front door"}
+    store.put(IMAGES, f"{A}.jpg", PICTURE_BYTES, told, at_s=t)
+    beat(store, t, t + 7200, camera=str(camera_uuid(serial)))
+    assert gaps(store, archive, now_s=t + 7200) == [Gap("Front door", t, t + 7200)]
 
 
 def test_ten_minutes_are_no_gap_and_a_week_without_the_viewer_is_none(tmp_path: Path) -> None:

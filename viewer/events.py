@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from viewer.archive import Archive
 from viewer.fetching import SILENCE_S
-from viewer.objects import Facts, Name, Role
+from viewer.objects import Facts, Name, Role, beat_of
 from viewer.parts import contains, join, supersede
 
 MOST_EVENTS = 20_000  # on one page, the newest
@@ -68,12 +68,21 @@ def events_and_gaps(archive: Archive, *, now_s: int) -> tuple[list[Event], list[
     """Newest first. Joins parts on the way."""
     events = [event for group in _groups(archive) for event in _events(archive, group, now_s=now_s)]
     events.sort(key=lambda event: (-event.start, event.id))
-    gaps = []
-    for camera, beats in archive.heartbeats.items():
+    gaps, names = [], _camera_names(archive)
+    for key, beats in archive.heartbeats.items():
+        camera = names.get(key, key)
         gaps += [Gap(camera, start, end) for start, end in beats.gaps]
         if now_s - beats.last > SILENCE_S:
             gaps.append(Gap(camera, beats.last, None))
     return events[:MOST_EVENTS], gaps
+
+
+def _camera_names(archive: Archive) -> dict[str, str]:
+    """By what their heartbeats are called: the newest name that an event tells."""
+    told = sorted(
+        (item.modified, item.facts.serial, item.facts.camera) for item in archive.items.values() if item.facts
+    )
+    return {beat_of(serial): camera or serial[-4:] for _, serial, camera in told if serial}
 
 
 def _groups(archive: Archive) -> list[_Group]:

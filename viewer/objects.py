@@ -10,6 +10,7 @@ import enum
 import re
 import struct
 import urllib.parse
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ _OFFSET = re.compile(r"[0-9T:.\-]{10,40}([+-])([01][0-9]):?([0-5][0-9])", re.ASC
 _MOST_OFFSET_MIN = 14 * 60
 _MOST_PIXELS = 50_000_000
 _CAMERA_CHARACTERS = 40
+_CAMERA_NAMESPACE = uuid.UUID("2f9d41c8-70b5-4a6e-93f2-1e8b6c0a5d74")  # the daemon's
 _MAX_EARLY_S = 3600  # S3 refuses uploads from a clock that is further ahead of its own
 
 
@@ -85,6 +87,11 @@ def parse_beat(key: str) -> str | None:
     """The camera of a heartbeat's key; None for other keys."""
     match = _BEAT.fullmatch(key)
     return clean_text(urllib.parse.unquote(match[1])) if match else None
+
+
+def beat_of(serial: str) -> str:
+    """What `parse_beat` returns for the heartbeats of the camera with this serial number."""
+    return str(uuid.uuid5(_CAMERA_NAMESPACE, serial))
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class Camera:
     ) -> None:
         self.stream: Stream | None = None
         self.launches = 0
-        self.state = "starting"  # starting, streaming, waiting, stopped
+        self.state = "starting"  # starting, streaming, waiting, off duty, stopped
         self.fault: Fault | None = None  # the last one, while it lasts
         self.settings = Settings(width_px, height_px, frame_rate_fps, bitrate_bps, tuple(options))
         url = urlsplit(stream_url)
@@ -88,20 +88,25 @@ class Camera:
         self._next_number = 0
         self._tries = 0
         self._retry_at_s = clock()
+        self._planned_launches = 1
         self._causes = OncePerCause()
         self._is_logged = False  # the present outage
 
     @property
     def relaunches(self) -> int:
-        """How often the camera has been replaced since the start."""
-        return max(0, self.launches - 1)
+        """How often the camera has been replaced since the start, the returns to duty left out."""
+        return max(0, self.launches - self._planned_launches)
 
-    def check_and_launch_libcamera(self) -> None:
+    def check_and_launch_libcamera(self, *, is_wanted: bool = True) -> None:
         """Called on every pass: cheap while video arrives, else stops what is broken and tries again when it is time.
 
-        Blocks for no longer than it takes to stop the program (2.5 s), or to ask what it can do (6 s; usually 1).
+        While it is not wanted, the camera is off. Blocks for no longer than it takes to stop the program (2.5 s), or to
+        ask what it can do (6 s; usually 1).
         """
         if self.state == "stopped":
+            return
+        if not is_wanted:
+            self._switch_off()
             return
         if self.stream is not None:
             fault = self._fault()
@@ -163,6 +168,14 @@ class Camera:
         """Stops the camera for good, within 3 s whatever it does. Taps keep what they have."""
         self._close()
         self.state = "stopped"
+
+    def _switch_off(self) -> None:
+        if self.state == "off duty":
+            return
+        self._close()
+        self._planned_launches += self.launches > 0
+        self._tries, self._retry_at_s = 0, self._clock()
+        self.state = "off duty"
 
     def _try(self) -> None:
         started_s = self._clock()

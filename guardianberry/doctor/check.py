@@ -72,6 +72,7 @@ def check(
     page.add(fail("settings", problem, "Edit the top of detect_and_upload.py.") for problem in problems)
     if not problems:
         page.add([ok("settings", "the constants in detect_and_upload.py fit together")])
+        page.add([check_heartbeat(c.HEARTBEAT_S)])
     page.add([check_system(site.root)])
     page.add(check_user(folder, user))
     page.add(check_permissions(folder, site.env))
@@ -88,6 +89,13 @@ def check(
     buckets = {"images": c.IMAGES_BUCKET, "videos": c.VIDEOS_BUCKET} if upload and is_worth_trying else {}
     page.add(check_s3(c.SERVER_SIDE_ENCRYPTION, site.root, buckets))
     return page.end(upload=upload)
+
+
+def check_heartbeat(every_s: float) -> Finding:
+    if every_s:
+        return ok("heartbeat", f"every {every_s:.0f} s")
+    advice = "HEARTBEAT_S = 300 in detect_and_upload.py and the stack of aws/ do that."
+    return warn("heartbeat", "off: nobody is told when this camera falls silent", advice)
 
 
 def _camera_and_model(

@@ -11,39 +11,25 @@ import re
 import shutil
 import stat
 import struct
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from guardianberry import machine
 from guardianberry.camera.process import VARIABLES
 from guardianberry.doctor.page import Finding, fail, ok, warn
 from guardianberry.filenames import PART_PREFIX
-from guardianberry.machine import for_child, read_text
+from guardianberry.machine import read_text
+from guardianberry.power import power_faults
 from guardianberry.recording.clock import CLOCK_WAIT_S
 
 LITTLE_SPACE_BYTES = 1_000_000_000  # about 200 clips: a weekend without network
 NO_SPACE_BYTES = 50_000_000  # ten clips
-COMMAND_TIMEOUT_S = 5
-# The bits of `vcgencmd get_throttled`; 16 bits higher the same, at some time since the boot.
-_THROTTLED_BITS = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "too hot"}
 
 
 def output_of(*command: str) -> str | None:
-    """What the command prints; None if it is not there, fails, or does not end."""
-    try:
-        answer = subprocess.run(
-            command,
-            **for_child(*VARIABLES),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=COMMAND_TIMEOUT_S,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.decode(errors="replace")
+    return machine.output_of(*command, variables=VARIABLES)
 
 
 def check_system(root: Path) -> Finding:
@@ -94,13 +80,9 @@ def check_user(folder: Path, user: User) -> Iterator[Finding]:
 
 def check_power() -> Iterator[Finding]:
     """Only on a Raspberry Pi: is the power supply strong enough?"""
-    match = re.search(r"throttled=0x([0-9a-fA-F]+)", output_of("vcgencmd", "get_throttled") or "")
-    if match is None:
+    faults = power_faults()
+    if faults is None:
         return
-    bits = int(match[1], 16)
-    now = [text for bit, text in _THROTTLED_BITS.items() if bits >> bit & 1]
-    earlier = [text for bit, text in _THROTTLED_BITS.items() if bits >> (bit + 16) & 1 and text not in now]
-    faults = [*(f"{text} now" for text in now), *(f"{text} since the boot" for text in earlier)]
     if not faults:
         yield ok("power", "no under-voltage, not throttled")
         return

@@ -108,7 +108,12 @@ class Queue:
         self._paused_until_s: dict[Path, float] = {}
 
     def pending(self) -> Pending:
-        return Pending(_count(self._images), _count(self._videos))
+        return Pending(len(_list(self._images)), len(_list(self._videos)))
+
+    def oldest_start(self) -> int | None:
+        """`recording_start_time` of the oldest queued file."""
+        firsts = [queued[0] for queued in (_list(self._images), _list(self._videos)) if queued]
+        return min((queued.name.recording_start_time for queued in firsts), default=None)
 
     def files(self, closed: set[MediaType], wake: threading.Event) -> Iterator[QueuedFile]:
         """Each queued file once: the newest image, the other images, the videos, but none of a `closed` media type.
@@ -224,8 +229,8 @@ class Queue:
         return queued
 
 
-def _count(media_type: MediaType) -> int:
+def _list(media_type: MediaType) -> list[QueuedFile]:
     try:
-        return len(list_queued(media_type)[0])
+        return list_queued(media_type)[0]
     except OSError:
-        return 0
+        return []

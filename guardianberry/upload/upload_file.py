@@ -12,6 +12,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from guardianberry.filenames import ImageName, VideoName
@@ -28,6 +29,8 @@ _MAX_IMAGE_BYTES = 20_000_000
 # no room on the disk and would be sent for days.
 _MAX_CLIP_BYTES_PER_S, _MAX_CLIP_S, _MAX_CLIP_OVERHEAD_BYTES = 2_500_000, 120, 25_000_000
 _KEY_NAMESPACE = uuid.UUID("4f0ed20b-7f0a-4a8e-9b6c-51d9ab1d5b8a")  # random; a change of it would change every key
+_EVENT_NAMESPACE = uuid.UUID("b0c6e8a7-3d1f-4f53-8e39-6a0d5c7f2e11")  # random, as the next one
+_CAMERA_NAMESPACE = uuid.UUID("2f9d41c8-70b5-4a6e-93f2-1e8b6c0a5d74")  # also in viewer/objects.py
 
 
 ReadAt = Callable[[int, int], bytes]  # (size, offset) as os.pread takes them; may raise OSError
@@ -62,6 +65,12 @@ class Gate:
             self._changed.wait_for(lambda: self._alerts == 0 or self._stopping, _PAUSED_BLOCK_S)
             if self._stopping:
                 raise Interrupted
+
+    @property
+    def is_closed(self) -> bool:
+        """An alert is being uploaded now."""
+        with self._changed:
+            return self._alerts > 0
 
     def stop(self) -> None:
         with self._changed:
@@ -228,11 +237,33 @@ def _is_playable_mp4(descriptor: int, size_bytes: int) -> bool:
     return {b"moov", b"mdat"} <= seen
 
 
+def event_uuid(serial: str, recording_start_time: int) -> uuid.UUID:
+    """Names the event to those who see the bucket: the same in all its objects. Nothing can be read off it."""
+    return uuid.uuid5(_EVENT_NAMESPACE, f"{serial}/{recording_start_time}")
+
+
+def camera_uuid(serial: str) -> uuid.UUID:
+    """Names the camera in the keys of its heartbeats. It stays the same when the camera gets another name."""
+    return uuid.uuid5(_CAMERA_NAMESPACE, serial)
+
+
+def local_time(unix_s: int) -> str:
+    """ISO 8601 with the offset of this machine's time zone at that moment; "" beyond the year 9999."""
+    try:
+        return datetime.fromtimestamp(unix_s, UTC).astimezone().isoformat()
+    except (OverflowError, ValueError, OSError):
+        return ""
+
+
 def metadata(queued: QueuedFile, common: dict[str, str]) -> dict[str, str]:
-    """The object's metadata: `common`, and the fields of the file's name."""
+    """The object's metadata: `common`, the fields of the file's name, and what follows from them."""
     fields = {field: str(value) for field, value in dataclasses.asdict(queued.name).items()}
     if isinstance(queued.name, VideoName):
         fields["duration_s"] = fields["duration"]  # the name that the deployed backend reads
+    start = queued.name.recording_start_time
+    fields["event"] = str(event_uuid(common["rpi_serial_no"], start))
+    if text := local_time(start):
+        fields["local_time"] = text
     return {**common, **fields}
 
 

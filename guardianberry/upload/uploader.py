@@ -8,10 +8,12 @@ and no week without network loses a file.
 
 from __future__ import annotations
 
+import base64
 import logging
 import random
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,16 @@ from guardianberry.upload.alerts import Alert, AlertLane
 from guardianberry.upload.errors import FailureScope, Interrupted, UploadError, UploadErrorLog
 from guardianberry.upload.queue import MediaType, Pending, Queue, QueuedFile, image_media_type, video_media_type
 from guardianberry.upload.s3 import S3
-from guardianberry.upload.upload_file import Gate, OpenFile, Source, UnfitError, header_value, metadata
+from guardianberry.upload.upload_file import (
+    Body,
+    Gate,
+    OpenFile,
+    Source,
+    UnfitError,
+    camera_uuid,
+    header_value,
+    metadata,
+)
 
 log = logging.getLogger(__name__)
 _Value = TypeVar("_Value")
@@ -77,6 +88,7 @@ class Uploader:
         videos_bucket: str,
         server_side_encryption: str | None,
         rpi_serial_no: str,
+        camera_name: str = "",
         video_metadata: Mapping[str, str],
         may_upload: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
@@ -86,6 +98,7 @@ class Uploader:
         self._images = image_media_type(images_folder, images_bucket)
         self._videos = video_media_type(videos_folder, videos_bucket)
         self._serial = header_value(rpi_serial_no)
+        self.camera_name = header_value(camera_name) or self._serial[-4:]
         self._video_metadata = {name: header_value(value) for name, value in video_metadata.items()}
         self._may_upload = may_upload
         self._clock, self._wall_clock, self._pause = clock, wall_clock, pause
@@ -99,6 +112,7 @@ class Uploader:
         self._arrivals_s: dict[Path, float] = {}
         self._latencies_ms: dict[Path, int] = {}
         self._counters = Counters()
+        self._worst_latency_s = 0.0  # since `take_worst_alert_latency_s`
 
     # Called from outside
 
@@ -149,6 +163,34 @@ class Uploader:
     def counters(self) -> Counters:
         with self._lock:
             return self._counters
+
+    def take_worst_alert_latency_s(self) -> float:
+        """As in `counters`, but since the last call."""
+        with self._lock:
+            worst_s, self._worst_latency_s = self._worst_latency_s, 0.0
+            return worst_s
+
+    def oldest_start(self) -> int | None:
+        """`recording_start_time` of the oldest queued file."""
+        return self._queue.oldest_start()
+
+    def may_send_heartbeat(self) -> bool:
+        """Not before the clock is set, nor while an alert is being uploaded."""
+        return self._may_upload() and not self._gate.is_closed
+
+    def put_heartbeat(self, at: int, content: bytes) -> None:
+        """Upload the camera's heartbeat of this Unix second, JSON, in the caller's thread.
+
+        Raises UploadError, Interrupted.
+        """
+        self._s3.put(
+            self._videos.bucket,
+            f"alive/{camera_uuid(self._serial)}/{at}",
+            Body(lambda size, offset: content[offset : offset + size], len(content), self._gate.wait_for_alerts),
+            crc32_base64=base64.b64encode(zlib.crc32(content).to_bytes(4)).decode(),
+            content_type="application/json",
+            metadata={},
+        )
 
     # The sweep
 
@@ -261,7 +303,7 @@ class Uploader:
                 self._wake.set()
 
     def _metadata(self, queued: QueuedFile) -> dict[str, str]:
-        common = {"rpi_serial_no": self._serial}
+        common = {"rpi_serial_no": self._serial, "camera_name": self.camera_name}
         if queued.media_type is self._videos:
             common |= self._video_metadata
         elif (latency_ms := self._latency_ms(queued)) >= 0:
@@ -290,6 +332,7 @@ class Uploader:
             arrival_s = self._arrivals_s.pop(path, None)
             self._latencies_ms.pop(path, None)
             latency_s = 0.0 if arrival_s is None else self._clock() - arrival_s
+            self._worst_latency_s = max(self._worst_latency_s, latency_s)
             self._counters = counters._replace(
                 images=counters.images + (media_type is self._images),
                 videos=counters.videos + (media_type is self._videos),
