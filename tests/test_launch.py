@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.daemon import ROOT, launch_stamp
+
+LAUNCHER = (ROOT / "launch.sh").read_text(encoding="utf-8")
+needs_unshare = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and the command unshare (package util-linux)"
+)
 
 # Stands in for the daemon: notes how it was called, then does what the file `plan` says, a line a start.
 PROGRAM = """
@@ -26,6 +33,11 @@ with (here / "starts").open("a") as starts:
 lines = (here / "plan").read_text().splitlines()
 started = len((here / "starts").read_text().splitlines())
 what = lines[min(started, len(lines)) - 1]
+print(f"start {started}: {what}", file=sys.stderr, flush=True)
+if what == "talk":
+    for number in range(100):
+        print(f"line {number} " + 90 * "x", file=sys.stderr, flush=True)
+    what = "0"
 if what == "run":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     while True:
@@ -42,6 +54,7 @@ class Launcher:
         shutil.copy(ROOT / "launch.sh", folder)
         (folder / "detect_and_upload.py").write_text(PROGRAM, encoding="utf-8")
         self.require(b"# nothing\n")
+        self.env = {"PATH": "/usr/bin:/bin", "HOME": "/"}
         self.process: subprocess.Popen[bytes] | None = None
 
     def require(self, content: bytes) -> None:
@@ -57,16 +70,15 @@ class Launcher:
     def plan(self, *what: str) -> None:
         (self.folder / "plan").write_text("\n".join(what), encoding="utf-8")
 
-    def start(self, *arguments: str, **settings) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / "log").open("ab") as log:
             # Tests that run in the background may have SIGINT ignored, and a shell cannot trap what it began with so.
             self.process = subprocess.Popen(
                 ["/usr/bin/env", "--default-signal=INT", str(self.folder / "launch.sh"), *arguments],
                 cwd="/",
-                env={"PATH": "/usr/bin:/bin", "HOME": "/"},
+                env=self.env,
                 stdout=log,
                 stderr=log,
-                **settings,
             )
         return self.process
 
@@ -79,6 +91,12 @@ class Launcher:
             if len(lines) >= count:
                 return [line.split() for line in lines]
             assert time.monotonic() < give_up_s, (self.folder / "log").read_text(encoding="utf-8")
+            time.sleep(0.02)
+
+    def wait_for_log(self, text: str, timeout_s: float = 40) -> None:
+        give_up_s = time.monotonic() + timeout_s
+        while text not in self.log:
+            assert time.monotonic() < give_up_s, self.log
             time.sleep(0.02)
 
     @property
@@ -121,13 +139,24 @@ def test_what_died_is_started_again_with_growing_pauses(launcher):
     assert "code 137; starting it again in 4 s" in launcher.log
 
 
-@pytest.mark.parametrize("code", [0, 2])
+@pytest.mark.parametrize("code", [0, 78])
 def test_an_end_that_was_meant_is_the_end(launcher, code):
-    """0: asked to stop; 2: only an edit of the constants helps."""
+    """0: asked to stop; 78: only an edit of the constants helps."""
     launcher.make_env()
     launcher.plan(str(code))
     assert launcher.start().wait(20) == code
     assert len(launcher.starts(1)) == 1
+
+
+def test_a_script_that_python_cannot_open_is_tried_again(launcher):
+    """An update under way, or a card that does not answer: Python ends with 2, as it does at wrong options."""
+    launcher.make_env()
+    launcher.plan("2", "0")
+    (launcher.folder / "detect_and_upload.py").rename(launcher.folder / "elsewhere")
+    launcher.start()
+    launcher.wait_for_log("ended with code 2; starting it again")
+    (launcher.folder / "elsewhere").rename(launcher.folder / "detect_and_upload.py")
+    assert launcher.process.wait(40) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -174,10 +203,7 @@ def test_a_relative_path_of_a_video_begins_where_the_caller_is(launcher, tmp_pat
 def test_a_signal_during_the_set_up_starts_nothing_afterwards(launcher):
     launcher.plan("run")
     process = launcher.start()
-    give_up_s = time.monotonic() + 20
-    while "setting up" not in launcher.log:
-        assert time.monotonic() < give_up_s, launcher.log
-        time.sleep(0.02)
+    launcher.wait_for_log("setting up")
     process.terminate()
     assert process.wait(120) == 0
     assert not (launcher.folder / "starts").exists()
@@ -208,15 +234,155 @@ def test_a_set_up_that_fails_is_tried_again_but_not_while_somebody_waits(launche
     assert process.wait(5) == 0
 
 
-def test_the_first_run_makes_env_and_an_interrupted_one_is_made_anew(launcher):
-    launcher.plan("0")
-    (launcher.folder / "env/bin").mkdir(parents=True)  # a power cut in the middle of the set-up
+def test_an_env_that_is_half_made_or_damaged_is_made_anew_and_private(launcher):
+    """An interrupted set-up leaves no stamp; a power cut later on can leave empty files behind one."""
+    launcher.plan("0", "1", "0")
+    launcher.require(b"tiny==1\n")
+    with zipfile.ZipFile(launcher.folder / "tiny-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tiny/__init__.py", "size = 1\n")
+        wheel.writestr("tiny-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1\n")
+        wheel.writestr("tiny-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("tiny-1.dist-info/RECORD", "tiny/__init__.py,,9\n")
+    launcher.env |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(launcher.folder)}
+    (launcher.folder / "env/bin").mkdir(parents=True)
     assert launcher.start().wait(120) == 0
-    assert "setting up" in launcher.log
-    python = launcher.starts(1)
-    assert python
-    assert launcher.start().wait(20) == 0
     assert launcher.log.count("setting up") == 1
+    assert (launcher.folder / "env").stat().st_mode & 0o077 == 0
+    assert not (launcher.folder / ".setting-up").exists()
+
+    (emptied,) = launcher.folder.glob("env/lib/python*/site-packages/tiny/__init__.py")
+    emptied.write_bytes(b"")
+    assert launcher.start("--check").wait(60) == 1
+    assert "FAIL  packages" in launcher.log
+    assert len(launcher.starts(1)) == 1, "the daemon was asked, which can only end in a traceback"
+    assert launcher.start().wait(120) == 0
+    assert launcher.log.count("making it anew") == 1
+    assert launcher.log.count("setting up") == 2
+    assert emptied.stat().st_size > 0
+
+
+def test_a_set_up_without_a_network_says_so(launcher):
+    launcher.require(b"nothing-of-this-name==1\n")
+    launcher.env |= {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "1"}
+    assert launcher.start("--demo").wait(120) == 1
+    assert "the package index cannot be reached; is there a network?" in launcher.log
+    assert not list(launcher.folder.glob("env/.made-from-*"))
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "cause"),
+    [
+        (137, "", "not enough memory"),
+        (1, "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "no space left"),
+        (1, "OSError: [Errno 30] Read-only file system: '/x'", "is read-only"),
+        (
+            1,
+            "Failed to establish a new connection: [Errno -3] Temporary failure in name resolution",
+            "is there a network",
+        ),
+        (1, "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES", "delivers other files"),
+        (1, "WARNING: old\nERROR: something new", "ERROR: something new"),
+    ],
+)
+def test_the_cause_of_a_failed_set_up_is_named(tmp_path, code, said, cause):
+    (function,) = re.findall(r"^cause\(\) \{.*?^\}", LAUNCHER, re.MULTILINE | re.DOTALL)
+    (tmp_path / "errors").write_text(said)
+    program = f'here=/home/pi; {function}; cause "$1" "$2"'
+    command = ["bash", "-c", program, "bash", str(tmp_path / "errors"), str(code)]
+    assert cause in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_python_of_32_bits_is_named(launcher, tmp_path):
+    """The kernel says aarch64 all the same."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin/python3"
+    python.write_text('#!/bin/sh\ncase "$*" in *maxsize*) exit 1;; esac\nexec /usr/bin/python3 "$@"\n')
+    python.chmod(0o755)
+    launcher.env["PATH"] = f"{tmp_path}/bin:/usr/bin:/bin"
+    assert launcher.start("--demo").wait(60) == 1
+    assert "install the 64-bit Raspberry Pi OS" in launcher.log
+
+
+@needs_unshare
+def test_a_card_without_room_for_the_packages_is_named(launcher):
+    script = (
+        f"mount -t tmpfs -o size=100m none {launcher.folder} && cp -a {launcher.folder}.copy/. {launcher.folder}/ &&"
+    )
+    shutil.copytree(launcher.folder, f"{launcher.folder}.copy")
+    command = ["unshare", "--mount", "bash", "-c", f"{script} exec {launcher.folder}/launch.sh --demo"]
+    answer = subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=60)
+    assert answer.returncode == 1
+    assert re.search(rf"2000 MB must be free in {launcher.folder}, and \d+ MB are", answer.stderr)
+
+
+@needs_unshare
+def test_byte_code_that_others_could_write_is_not_used(launcher):
+    launcher.make_env()
+    launcher.plan("0")
+    folder = launcher.folder / "guardianberry/camera/__pycache__"
+    folder.mkdir(parents=True)
+    for name, mode, owner in (("good", 0o600, 0), ("written", 0o666, 0), ("planted", 0o644, 65534)):
+        (folder / name).touch()
+        (folder / name).chmod(mode)
+        os.chown(folder / name, owner, owner)
+    open_folder = launcher.folder / "guardianberry/__pycache__"
+    open_folder.mkdir()
+    (open_folder / "anything").touch()
+    open_folder.chmod(0o777)
+    assert launcher.start().wait(20) == 0
+    assert [path.name for path in folder.iterdir()] == ["good"]
+    assert not open_folder.exists()
+
+
+# The log
+
+
+def start_without_terminal(launcher: Launcher, *prefix: str) -> subprocess.Popen[bytes]:
+    """As cron does: stdout and stderr lead into a pipe."""
+    launcher.process = subprocess.Popen(
+        [*prefix, str(launcher.folder / "launch.sh")],
+        env={"PATH": "/usr/bin:/bin", "HOME": "/"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    return launcher.process
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    give_up_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < give_up_s, what
+        time.sleep(0.02)
+
+
+def test_without_a_terminal_it_keeps_the_log_itself_and_bounds_it(launcher):
+    launcher.make_env()
+    launcher.plan("talk")
+    path = launcher.folder / "launch.sh"
+    path.write_text(LAUNCHER.replace("log_limit_bytes=5000000", "log_limit_bytes=3000"))
+    process = start_without_terminal(launcher)
+    assert process.communicate(timeout=20) == (b"", None)
+    log, older = launcher.folder / "guardianberry.log", launcher.folder / "guardianberry.log.1"
+    assert "line 99 " in log.read_text()
+    assert log.stat().st_size <= 3200
+    assert "line 70 " in older.read_text()
+    assert 3000 < older.stat().st_size <= 3200
+    assert {log.stat().st_mode & 0o777, older.stat().st_mode & 0o777} == {0o600}
+
+
+@needs_unshare
+def test_on_a_read_only_card_the_daemon_starts_and_the_log_is_in_memory(launcher):
+    launcher.make_env()
+    (launcher.folder / "detect_and_upload.py").write_text("print('alive', flush=True)\n")
+    folder = launcher.folder
+    script = f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder} && mount -t tmpfs none /dev/shm &&"
+    script += f" {folder}/launch.sh; sleep 0.5; ls -ld /dev/shm/*; cat /dev/shm/*/guardianberry.log"
+    process = start_without_terminal(launcher, "unshare", "--mount", "bash", "-c", script, "--")
+    output = process.communicate(timeout=20)[0].decode()
+    assert "alive" in output
+    assert re.search(r"drwx------ .*/dev/shm/guardianberry\.", output)
 
 
 def test_under_the_real_cron(launcher):
@@ -225,11 +391,11 @@ def test_under_the_real_cron(launcher):
         pytest.skip("needs root, cron and unshare")
     launcher.make_env()
     launcher.plan("run")
-    log = launcher.folder / "cron.log"
+    log = launcher.folder / "guardianberry.log"
     script = f"""
         mount -t tmpfs none /run && mount -t tmpfs none /etc/cron.d && mount -t tmpfs none /var/spool/cron || exit 77
         mkdir -m 1730 /var/spool/cron/crontabs
-        echo '@reboot {launcher.folder}/launch.sh -v >> {log} 2>&1' | crontab - || exit 77
+        echo '@reboot {launcher.folder}/launch.sh -v' | crontab - || exit 77
         exec cron -f
     """
     cron = subprocess.Popen(
@@ -243,6 +409,7 @@ def test_under_the_real_cron(launcher):
             pytest.skip(f"cannot set cron up here: {cron.stderr.read()!r}")
         ((_, cwd, path, *arguments),) = launcher.starts(1)
         assert (cwd, path, arguments) == (str(launcher.folder), "/usr/bin:/bin", ["-v"])
+        wait_for(lambda: log.exists() and "start 1: run" in log.read_text(), "no log")
     finally:
         cron.kill()
         cron.wait(10)
