@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 
 from guardianberry.armed import ArmedHours
 from guardianberry.duty import Duty
-from guardianberry.logs import formatter
+from guardianberry.logs import Handler
 from guardianberry.machine import StopFlag, keep_memory_off_the_disk
 from guardianberry.recording.clock import CLOCK_WAIT_S, Clock, system_clock_is_synchronised
 from guardianberry.recording.recorder import Inference, Recorder, Start, Stop
@@ -302,9 +302,13 @@ def main() -> int:
     video = str(Path(options.demo).resolve()) if options.demo else ""
     os.chdir("/")  # nothing of a folder that others may write to, from which this was called, is ever loaded
     if options.check:
-        from guardianberry.doctor.check import check
+        try:
+            from guardianberry.doctor.check import check
 
-        return check(HERE, globals(), make_camera, make_detector, upload=options.upload)
+            return check(HERE, globals(), make_camera, make_detector, upload=options.upload)
+        except ImportError as error:
+            sys.stdout.write(f"FAIL  packages     {error}\n{' ' * 19}-> Run this:\n{' ' * 22}{HERE}/launch.sh --demo\n")
+            return EXIT_CANNOT_RUN
     set_up_logging(verbose=options.verbose)
     if problems := find_problems(globals()):
         for advice in problems:
@@ -323,9 +327,7 @@ def main() -> int:
 
 def set_up_logging(*, verbose: bool) -> None:
     """To stderr. The level is that of our own loggers alone: botocore's debug lines would show signatures."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter())
-    logging.getLogger().addHandler(handler)
+    logging.getLogger().addHandler(Handler())
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
 
 

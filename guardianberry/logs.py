@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import stat
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
@@ -65,6 +67,26 @@ class JournalFormatter(LineFormatter):
     def format(self, record: logging.LogRecord) -> str:
         number = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
         return "\n".join(f"<{number}>{line}" for line in super().format(record).split("\n"))
+
+
+class Handler(logging.Handler):
+    """Writes to `descriptor` (stderr) and never waits: a line that a full pipe or a broken disk refuses is lost."""
+
+    def __init__(self, descriptor: int = 2) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self.setFormatter(formatter(descriptor))
+        with contextlib.suppress(OSError):  # closed
+            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                os.set_blocking(descriptor, False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            os.write(self._descriptor, f"{self.format(record)}\n".encode(errors="backslashreplace"))
+        except OSError:
+            pass
+        except Exception:  # noqa: BLE001 (as logging's own handlers: a wrong log call must not end the daemon)
+            self.handleError(record)
 
 
 def formatter(descriptor: int = 2, environment: Mapping[str, str] = os.environ) -> logging.Formatter:

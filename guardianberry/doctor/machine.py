@@ -141,7 +141,7 @@ def check_clock(is_synchronised: Callable[[], bool], now_text: str) -> Finding:
 def check_start_at_boot(folder: Path, root: Path) -> Finding:
     """A line for cron, or a systemd unit, that starts this folder's daemon."""
     launcher = folder / "launch.sh"
-    advice = f"Run crontab -e and add this line:\n@reboot {launcher} >> {folder.parent}/guardianberry.log 2>&1"
+    advice = f"Run crontab -e and add this line:\n@reboot {launcher}"
     if not os.access(launcher, os.X_OK):
         return warn("at boot", f"{launcher} is missing or not executable", f"Run this:\nchmod +x {launcher}")
     lines = [line for line in cron_lines(root) if "launch.sh" in line or "detect_and_upload.py" in line]
