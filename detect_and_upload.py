@@ -45,6 +45,8 @@ from guardianberry.summary import DailySummary
 if TYPE_CHECKING:  # these load OpenCV, OpenVINO or boto3, so each is imported when it is needed
     from guardianberry.camera.supervisor import Camera
     from guardianberry.detection.detector import Detector
+    from guardianberry.detection.preparation import Preparation
+    from guardianberry.detection.weights import Graph
     from guardianberry.heartbeat import Heartbeat
     from guardianberry.recording.events import EventFiles
     from guardianberry.recording.retention import Disk
@@ -98,13 +100,13 @@ EXIT_NEEDS_EDITING = 78  # EX_CONFIG of sysexits.h: only an edit of this file he
 log = logging.getLogger("guardianberry")
 
 
-def make_detector(stop: threading.Event | None = None) -> Detector:
-    """The daemon's detector, also for --check. Raises WeightsError, and soon when `stop` gets set meanwhile."""
+def make_detector(graph: Graph | None = None) -> Detector:
+    """The daemon's detector, also for --check; without `graph` it waits for that of WEIGHTS. Raises WeightsError."""
     from guardianberry.detection.detector import Detector
     from guardianberry.detection.weights import find_graph
 
     return Detector(
-        find_graph(WEIGHTS, HERE / "models", stop=stop),
+        graph or find_graph(WEIGHTS, HERE / "models"),
         frame_width_px=FRAME_WIDTH_PX,
         frame_height_px=FRAME_HEIGHT_PX,
         input_width_px=DETECTOR_INPUT_WIDTH_PX,
@@ -112,6 +114,20 @@ def make_detector(stop: threading.Event | None = None) -> Detector:
         iou_thres=IOU_THRES,
         max_det=MAX_DET,
     )
+
+
+def take_prepared_weights(preparation: Preparation, uploader: Uploader) -> Detector | None:
+    """The detector of WEIGHTS, once, if the daemon started with the bundled model and WEIGHTS are ready now."""
+    from guardianberry.detection.weights import WeightsError
+
+    try:
+        detector = make_detector(graph) if (graph := preparation.later_graph()) else None
+    except WeightsError as error:
+        log.error("%s The bundled model stays in use", error)
+        return None
+    if detector:
+        uploader.set_video_metadata("model", detector.model_name)
+    return detector
 
 
 def make_camera(*, wait_for_other_users: bool) -> Camera:
@@ -197,8 +213,10 @@ def make_heartbeat(
 def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
     """Guard until `stop` is set. Files go to `folder`/videos and `folder`/images, which exist and are private."""
     from guardianberry.detection.motion import MotionGate
+    from guardianberry.detection.preparation import Preparation
 
-    detector = make_detector(stop)
+    preparation = Preparation(WEIGHTS, HERE / "models", stop=stop)
+    detector = make_detector(preparation.first_graph())
     clock = Clock(wait_s=0 if demo else CLOCK_WAIT_S, is_synchronised=system_clock_is_synchronised)
     uploader = make_uploader(folder, clock, detector.model_name)
     disk = make_disk(folder)
@@ -221,6 +239,7 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
             events.stop(stopped)
         events.release_held()
         disk.make_room()
+        detector = take_prepared_weights(preparation, uploader) or detector
         summary.log_if_due(clock.monotonic(), events=events.started, relaunches=camera.relaunches)
 
         # Wait: for a new frame

@@ -23,7 +23,15 @@ from guardianberry.detection import convert
 from guardianberry.detection import openvino_model as graphs
 from guardianberry.detection import weights as weights_module
 from guardianberry.detection.detector import Detector
-from guardianberry.detection.weights import BUNDLED, OFFICIAL_SHA256, Graph, Setup, UnavailableError, WeightsError
+from guardianberry.detection.preparation import Preparation
+from guardianberry.detection.weights import (
+    BUNDLED,
+    OFFICIAL_SHA256,
+    Graph,
+    Setup,
+    UnavailableError,
+    WeightsError,
+)
 from tests.daemon import OFFICIAL_WEIGHTS, ROOT
 
 NOWHERE = "http://127.0.0.1:9/"  # the discard port: refused at once
@@ -32,6 +40,25 @@ THRESHOLDS: dict[str, Any] = {"conf_thres": 0.255, "iou_thres": 0.45, "max_det":
 
 def find_graph(weights: str, models: Path, *, stop: threading.Event | None = None, **setup: Any) -> Graph:
     return weights_module.find_graph(weights, models, stop=stop, setup=Setup(**setup))
+
+
+class Payload:
+    """Unpickling this runs a command."""
+
+    def __init__(self, target: Path) -> None:
+        self._command = f"touch {target}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, (self._command,))
+
+
+def hostile_zip(target: Path) -> bytes:
+    """What torch.save would write around such a pickle."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"model": Payload(target)}, protocol=2))
+        archive.writestr("archive/version", "3\n")
+    return data.getvalue()
 
 
 @pytest.fixture(scope="session")
@@ -126,6 +153,7 @@ from guardianberry.detection.weights import find_graph
 graph = find_graph("small.pt", pathlib.Path({str(models)!r}))
 assert not [m for m in ("openvino", "urllib.request", "cv2") if m in sys.modules]
 from guardianberry.detection.detector import Detector
+from guardianberry.detection.preparation import Preparation
 detector = Detector(graph, frame_width_px=96, frame_height_px=64, conf_thres=.25, iou_thres=.45, max_det=9)
 detector.find_people(np.zeros((64, 96, 3), np.uint8))
 assert detector.model_name == "small.pt"
@@ -157,7 +185,7 @@ def test_graph_of_our_own_is_used_by_name(exported: Path, models: Path, caplog: 
     assert not caplog.messages, "the second time there is nothing to do and to say"
 
 
-@pytest.mark.parametrize("harm", ["flip .bin", "truncate .xml", "lose .bin"])
+@pytest.mark.parametrize("harm", ["flip .bin", "truncate .xml", "lose .bin", "lose .xml"])
 def test_damaged_cache_is_made_again(exported: Path, models: Path, caplog: pytest.LogCaptureFixture, harm: str) -> None:
     put_graph(exported, models / "own.xml")
     graph = find_graph("own.xml", models)
@@ -172,6 +200,34 @@ def test_damaged_cache_is_made_again(exported: Path, models: Path, caplog: pytes
         victim.unlink()
     assert find_graph("own.xml", models) == graph
     assert victim.read_bytes() == good
+
+
+def test_a_graph_that_somebody_changed_with_its_own_checksum_is_converted_again(exported: Path, models: Path) -> None:
+    """The sum that counts is not in the graph but in the record."""
+    put_graph(exported, models / "own.xml")
+    graph = find_graph("own.xml", models)
+    good = {suffix: graph.xml.with_suffix(suffix).read_bytes() for suffix in (".xml", ".bin")}
+    harmed = bytearray(good[".bin"])
+    harmed[len(harmed) // 2] ^= 0x80
+    graph.xml.with_suffix(".bin").write_bytes(harmed)
+    graph.xml.write_bytes(good[".xml"].replace(sha256(good[".bin"]).encode(), sha256(bytes(harmed)).encode()))
+    assert find_graph("own.xml", models) == graph
+    assert {suffix: graph.xml.with_suffix(suffix).read_bytes() for suffix in (".xml", ".bin")} == good
+    assert (models / ".conversions.json").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("record", [None, b"", b"{", b"[1, 2]", b'{"x": 1}', b"\xff\xfe"])
+def test_a_graph_without_a_record_is_converted_again(exported: Path, models: Path, record: bytes | None) -> None:
+    """One that was put into .cache/ before the first start, for instance, or whose record a power cut took."""
+    put_graph(exported, models / "own.xml")
+    graph = find_graph("own.xml", models)
+    good = graph.xml.read_bytes()
+    graph.xml.write_bytes(good + b" ")
+    (models / ".conversions.json").unlink()
+    if record is not None:
+        (models / ".conversions.json").write_bytes(record)
+    assert find_graph("own.xml", models) == graph
+    assert graph.xml.read_bytes() == good
 
 
 def test_changed_weights_never_meet_the_old_graph(exported: Path, models: Path) -> None:
@@ -191,25 +247,6 @@ def test_names_that_are_paths_or_unknown_are_refused(models: Path) -> None:
 
 
 # --- hostile and broken files ---------------------------------------------------------------------------------------
-
-
-class Payload:
-    """Unpickling this runs a command."""
-
-    def __init__(self, target: Path) -> None:
-        self._command = f"touch {target}"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.system, (self._command,))
-
-
-def hostile_zip(target: Path) -> bytes:
-    """What torch.save would write around such a pickle."""
-    data = io.BytesIO()
-    with zipfile.ZipFile(data, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps({"model": Payload(target)}, protocol=2))
-        archive.writestr("archive/version", "3\n")
-    return data.getvalue()
 
 
 @pytest.mark.parametrize("form", ["zip", "bare pickle"])
@@ -292,8 +329,7 @@ def dying(statement: str) -> tuple[str, ...]:
 )
 def test_dead_conversion_names_its_reason_and_what_to_do(models: Path, statement: str, reason: str) -> None:
     (models / "own.pt").write_bytes(b"weights")
-    name = f"own-{sha256(b'weights')[:8]}-v{graphs.CONVERTER_VERSION}"
-    command = f"env/bin/python -m guardianberry.convert models/own.pt models/{name}.xml"
+    command = "env/bin/python -m guardianberry.convert models/own.pt models/own.xml"
     with pytest.raises(UnavailableError, match=reason) as caught:
         find_graph("own.pt", models, converter=dying(statement))
     assert command in str(caught.value)
@@ -309,15 +345,20 @@ def test_computer_without_torch_is_told_what_to_do(models: Path) -> None:
         find_graph("own.pt", models, converter=(sys.executable, "-c", statement))
 
 
-def test_graph_converted_elsewhere_is_taken(exported: Path, models: Path) -> None:
-    put_graph(exported, models / "own.xml")
+def test_a_graph_that_was_converted_elsewhere_is_taken(checkpoint: Path, models: Path, tmp_path: Path) -> None:
+    """What the message says, step by step."""
+    shutil.copyfile(checkpoint, models / "own.pt")
     with pytest.raises(UnavailableError) as caught:
-        find_graph("own.xml", models, converter=dying("sys.exit(9)"))
-    advice = re.search(r"env/bin/python (-m guardianberry.convert) models/(own.xml) models/(\S+)`", str(caught.value))
+        find_graph("own.pt", models, converter=dying("sys.exit(9)"))
+    advice = re.search(
+        r"env/bin/python (-m guardianberry.convert) models/(own.pt) models/(own.xml)`, copy own.xml and own.bin .*"
+        r"set WEIGHTS to own.xml",
+        str(caught.value),
+    )
     assert advice
-    command = [sys.executable, *advice[1].split(), str(exported), str(models / ".cache" / advice[3])]
+    command = [sys.executable, *advice[1].split(), str(checkpoint), str(models / advice[3])]
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)
-    assert find_graph("own.xml", models, converter=dying("sys.exit(9)")).xml.name == advice[3]
+    assert find_graph("own.xml", models).model_name == "own.xml"
 
 
 def test_the_bundled_model_is_used_when_a_conversion_dies(
@@ -331,6 +372,189 @@ def test_the_bundled_model_is_used_when_a_conversion_dies(
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert "SIGILL" in warning
     assert f"the bundled {BUNDLED} is used" in warning
+
+
+def noting(models: Path, statement: str) -> tuple[str, ...]:
+    """A converter that leaves a note of each run, then does `statement`."""
+    return dying(f"open({str(models / 'runs')!r}, 'a').write('x'); {statement}")
+
+
+LASTING = {
+    "killed": "os.kill(os.getpid(), signal.SIGKILL)",
+    "no AVX": "os.kill(os.getpid(), signal.SIGILL)",
+    "crashed": "os.kill(os.getpid(), signal.SIGSEGV)",
+    "out of memory": "sys.exit(4)",
+}
+
+
+@pytest.mark.parametrize("statement", LASTING.values(), ids=LASTING)
+def test_a_conversion_that_died_is_not_tried_again_at_each_start(
+    exported: Path, models: Path, caplog: pytest.LogCaptureFixture, statement: str
+) -> None:
+    put_graph(exported, models / BUNDLED)
+    find_graph(BUNDLED, models)
+    (models / "own.pt").write_bytes(b"weights")
+    for _ in range(3):
+        caplog.clear()
+        assert find_graph("own.pt", models, converter=noting(models, statement)).model_name == BUNDLED
+    assert (models / "runs").read_text() == "x"
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert re.search(r"own.pt (was killed by|ended with code 4).*last words.*tried again when the weights", warning)
+    assert "set WEIGHTS to own.xml" in warning
+
+
+@pytest.mark.parametrize("change", ["weights", "memory", "packages", "record"])
+def test_a_conversion_that_died_is_tried_again_when_something_changed(
+    models: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    (models / "own.pt").write_bytes(b"weights")
+    converter = noting(models, LASTING["killed"])
+    for round_number in (1, 2):
+        with pytest.raises(UnavailableError):
+            find_graph("own.pt", models, converter=converter)
+        if round_number == 2:
+            break
+        if change == "weights":
+            (models / "own.pt").write_bytes(b"others")
+        elif change == "memory":
+            monkeypatch.setattr("guardianberry.detection.conversions.read_text", lambda _: "MemTotal: 123 kB\n")
+        elif change == "packages":
+            monkeypatch.setattr("importlib.metadata.version", lambda _: "99")
+        else:
+            (models / ".conversions.json").unlink()
+    assert (models / "runs").read_text() == "xx"
+
+
+def test_a_conversion_that_took_too_long_is_not_tried_again(models: Path) -> None:
+    (models / "own.pt").write_bytes(b"weights")
+    converter = noting(models, "time.sleep(600)")
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="took more than 1 s"):
+            find_graph("own.pt", models, converter=converter, conversion_limit_s=0.6)
+    assert (models / "runs").read_text() == "x"
+
+
+@pytest.mark.parametrize("statement", ["sys.exit(3)", "os.kill(os.getpid(), signal.SIGTERM)"])
+def test_a_conversion_without_space_or_ended_by_a_shutdown_is_tried_again(models: Path, statement: str) -> None:
+    (models / "own.pt").write_bytes(b"weights")
+    for _ in range(2):
+        with pytest.raises(UnavailableError):
+            find_graph("own.pt", models, converter=noting(models, statement))
+    assert (models / "runs").read_text() == "xx"
+
+
+def test_a_conversion_that_needs_more_memory_than_there_is_says_so(checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "guardianberry.convert", str(checkpoint), str(tmp_path / "out.xml")]
+    limited = ["prlimit", "--data=150000000", *command]
+    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode in weights_module.LASTING_CODES, done.stderr
+    assert not (tmp_path / "out.xml").exists()
+
+
+# --- beside the running daemon --------------------------------------------------------------------------------------
+
+
+def waiting_for(gate: Path, statement: str) -> str:
+    loop = f"while not os.path.exists({str(gate)!r}): time.sleep(0.05)"
+    return f"exec({loop!r}); {statement}"
+
+
+def later(preparation: Preparation) -> Graph | None:
+    """What comes of the preparation; waits for its end as the daemon's loop does, pass by pass."""
+    deadline_s = time.monotonic() + 60
+    while preparation._thread.is_alive() and time.monotonic() < deadline_s:
+        assert preparation.later_graph() is None
+        time.sleep(0.05)
+    return preparation.later_graph()
+
+
+def test_the_bundled_model_serves_while_the_conversion_takes_its_time(
+    exported: Path, models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_graph(exported, models / BUNDLED)
+    find_graph(BUNDLED, models)
+    (models / "own.pt").write_bytes(b"weights")
+    copy = f"import shutil; [shutil.copy({str(exported)!r}[:-3] + s, sys.argv[2][:-3] + s) for s in ('bin', 'xml')]"
+    setup = Setup(converter=dying(waiting_for(tmp_path / "go", copy)))
+    preparation = Preparation("own.pt", models, stop=threading.Event(), setup=setup)
+    with caplog.at_level(logging.INFO):
+        assert preparation.first_graph(patience_s=0.1).model_name == BUNDLED
+    assert f"own.pt is not ready yet; the bundled {BUNDLED} is used until then" in caplog.messages
+    (tmp_path / "go").touch()
+    graph = later(preparation)
+    assert graph is not None
+    assert graph.model_name == "own.pt"
+    assert preparation.later_graph() is None, "it is told once"
+
+
+@pytest.mark.parametrize(("statement", "level"), [("sys.exit(1)", logging.ERROR), ("sys.exit(9)", logging.WARNING)])
+@pytest.mark.parametrize("soon", [True, False])
+def test_the_guard_goes_on_with_the_bundled_model_when_a_conversion_fails(
+    exported: Path,
+    models: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    statement: str,
+    level: int,
+    soon: bool,
+) -> None:
+    put_graph(exported, models / BUNDLED)
+    find_graph(BUNDLED, models)
+    (models / "own.pt").write_bytes(b"weights")
+    setup = Setup(converter=dying(waiting_for(tmp_path / "go", statement)))
+    if soon:
+        (tmp_path / "go").touch()
+    preparation = Preparation("own.pt", models, stop=threading.Event(), setup=setup)
+    assert preparation.first_graph(patience_s=60 if soon else 0.1).model_name == BUNDLED
+    (tmp_path / "go").touch()
+    assert later(preparation) is None
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert record.levelno == level
+    assert "last words" in record.getMessage()
+    assert f"the bundled {BUNDLED} is used" in record.getMessage()
+
+
+def test_without_a_bundled_model_the_daemon_waits_for_the_conversion(models: Path) -> None:
+    (models / "own.pt").write_bytes(b"weights")
+    setup = Setup(converter=dying("time.sleep(0.5); sys.exit(1)"))
+    preparation = Preparation("own.pt", models, stop=threading.Event(), setup=setup)
+    with pytest.raises(WeightsError, match=r"own\.pt cannot be used: last words"):
+        preparation.first_graph(patience_s=0)
+
+
+def test_a_name_that_is_no_file_ends_the_daemon_though_there_is_a_bundled_model(exported: Path, models: Path) -> None:
+    put_graph(exported, models / BUNDLED)
+    for weights in ("mine.pt", "../mine.pt", "mine.onnx"):
+        with pytest.raises(WeightsError):
+            Preparation(weights, models, stop=threading.Event()).first_graph(patience_s=60)
+
+
+def test_a_conversion_dies_with_the_daemon_and_dumps_no_core(models: Path, tmp_path: Path) -> None:
+    """After kill -9 the next start would otherwise convert beside it, in memory for one."""
+    note = tmp_path / "child"
+    (models / "own.pt").write_bytes(b"weights")
+    converter = dying(
+        "sys.path.insert(0, '.'); from guardianberry.detection.child import restrict; restrict(1 << 30);"
+        f" open({str(note)!r}, 'w').write(open('/proc/self/limits').read() + f'pid {{os.getpid()}}.'); time.sleep(600)"
+    )
+    script = f"""
+import pathlib, threading
+from guardianberry.detection.weights import Setup, find_graph
+find_graph("own.pt", pathlib.Path({str(models)!r}), setup=Setup(converter={converter!r}))
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+    deadline_s = time.monotonic() + 60
+    while not (note.is_file() and (found := re.search(r"pid (\d+)\.", note.read_text()))):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    while Path(f"/proc/{found[1]}").exists() and "State:\tZ" not in Path(f"/proc/{found[1]}/status").read_text():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    limits = note.read_text()
+    assert re.search(r"Max core file size +0 +0 ", limits)
+    assert re.search(rf"Max data size +{1 << 30} ", limits)
 
 
 def test_endless_conversion_is_ended(models: Path) -> None:
@@ -402,11 +626,67 @@ def answer_elsewhere(handler: http.server.BaseHTTPRequestHandler) -> None:
     handler.end_headers()
 
 
+GOOD_BODY = hostile_zip(Path("never-made"))  # a whole zip
+
+
+def answer_with(*headers: tuple[str, str], code: int = 200) -> Any:
+    """The right bytes under headers that no client can make sense of."""
+
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(code)
+        for name, value in headers:
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(GOOD_BODY)
+
+    return answer
+
+
 def answer_too_much(handler: http.server.BaseHTTPRequestHandler) -> None:
     handler.send_response(200)
     handler.end_headers()
     for _ in range(40):
         handler.wfile.write(bytes(1 << 16))
+
+
+BAD_HEADERS = {
+    "length in words": (("Content-Length", "many"),),
+    "negative length": (("Content-Length", "-5"),),
+    "huge length": (("Content-Length", "9" * 5000),),
+    "two lengths": (("Content-Length", str(len(GOOD_BODY))), ("Content-Length", "17")),
+    "shorter": (("Content-Length", str(len(GOOD_BODY) - 1)),),
+    "broken chunks": (("Transfer-Encoding", "chunked"),),
+}
+BAD_LOCATIONS = (
+    "",
+    "http://[",
+    "http://127.0.0.1:99999/",
+    "http://\x7f/",
+    "//",
+    "file:///etc/passwd",
+    "http:",
+    "/loop",
+)
+
+
+@pytest.mark.parametrize("headers", BAD_HEADERS.values(), ids=BAD_HEADERS)
+def test_an_answer_with_bad_headers_is_no_success(
+    models: Path, release: ReleaseServer, headers: tuple[tuple[str, str], ...]
+) -> None:
+    release.behave = answer_with(*headers)
+    setup: dict[str, Any] = {"official_sha256": {"yolov5n.pt": None}, "release_url": release.url}
+    with pytest.raises(UnavailableError, match=r"cannot be downloaded \(.+\)\. Download"):
+        find_graph("yolov5n.pt", models, **setup)
+    assert list(models.iterdir()) == []
+
+
+@pytest.mark.parametrize("location", BAD_LOCATIONS)
+def test_a_redirect_to_nonsense_is_no_success(models: Path, release: ReleaseServer, location: str) -> None:
+    release.behave = answer_with(("Location", location), code=302)
+    setup: dict[str, Any] = {"official_sha256": {"yolov5n.pt": None}, "release_url": release.url}
+    with pytest.raises(UnavailableError, match=r"cannot be downloaded \(.+\)\. Download"):
+        find_graph("yolov5n.pt", models, **setup)
+    assert list(models.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,15 @@ opened here first. Exit code 0: OUT.xml and OUT.bin are complete. Otherwise the 
 
 from __future__ import annotations
 
-import contextlib
 import os
-import resource
+import re
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guardianberry.detection.adapter import Adapter, AdapterError, adapted_name, add_differences, read_adapter
+from guardianberry.detection.child import restrict
 from guardianberry.detection.openvino_model import file_sha256, load_convert_model, load_openvino, read_info, save
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 # A conversion of yolov5n needs 0.3 GB, one of yolov5x (0.17 GB) 1.0 GB; a file that wants more gets MemoryError.
 MEMORY_LIMIT_BYTES, MEMORY_LIMIT_FILE_SIZES = 1 << 30, 12
-# Exit codes: these weights can never be used; or this computer cannot convert them (no torch, memory or space).
-REFUSED, FAILED_HERE = 1, 3
+# Exit codes: these weights can never be used; this computer cannot convert them (no torch, no space); no memory for it.
+REFUSED, FAILED_HERE, NO_MEMORY = 1, 3, 4
 
 
 def export(model: nn.Module, out: Path, *, model_name: str, source_sha256: str = "", half: bool = False) -> None:
@@ -97,21 +97,6 @@ def convert_graph(source: Path, out: Path, adapter_file: Path | None = None, *, 
     save(graph, out, info, half=half)
 
 
-def _lower_priority(source: Path) -> None:
-    """The daemon and the camera get the CPU first, and memory: the kernel kills this process first if it is short."""
-    os.nice(10)
-    os.umask(0o077)
-    os.environ["OMP_NUM_THREADS"] = "1"  # torch's idle threads use CPU
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(ValueError, OSError):  # a lower hard limit is set already
-        parts = [part for part in (source, source.with_suffix(".bin")) if part.is_file()]
-        source_bytes = sum(part.stat().st_size for part in parts)
-        limit_bytes = MEMORY_LIMIT_BYTES + MEMORY_LIMIT_FILE_SIZES * min(source_bytes, 1 << 29)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-
-
 CONVERTERS = {".pt": convert_checkpoint, ".xml": convert_graph}
 
 
@@ -120,13 +105,18 @@ def main(arguments: list[str]) -> int:
     if len(paths) not in (2, 3) or paths[0].suffix not in CONVERTERS or paths[1].suffix != ".xml":
         sys.stderr.write("usage: python -m guardianberry.convert [--half] IN.pt|IN.xml OUT.xml [ADAPTER.npz]\n")
         return 2
-    _lower_priority(paths[0])
     try:
+        parts = [part for part in (paths[0], paths[0].with_suffix(".bin")) if part.is_file()]
+        restrict(MEMORY_LIMIT_BYTES + MEMORY_LIMIT_FILE_SIZES * sum(part.stat().st_size for part in parts))
+        os.environ["OMP_NUM_THREADS"] = "1"  # torch's idle threads use CPU
         CONVERTERS[paths[0].suffix](*paths, half="--half" in arguments)
     except Exception as error:  # noqa: BLE001 - the process's outermost frame
         reason = " ".join(str(error).split())[:500]
         sys.stderr.write(f"{reason if isinstance(error, ValueError) else type(error).__name__ + ': ' + reason}\n")
-        return FAILED_HERE if isinstance(error, ImportError | MemoryError | OSError) else REFUSED
+        # torch and OpenVINO have errors of their own for want of memory.
+        if isinstance(error, MemoryError) or re.search("allocate memory|bad.alloc|failed to map segment", reason):
+            return NO_MEMORY
+        return FAILED_HERE if isinstance(error, ImportError | OSError) else REFUSED
     return 0
 
 

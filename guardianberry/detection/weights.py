@@ -1,29 +1,26 @@
 """From WEIGHTS, a file name, to a graph that the detector can load.
 
-Each file is converted once, in a child process (see convert.py). The graph is kept in `.cache/` beside the file, under
-the sha256 of its source: a changed file or a newer converter gets a graph of its own. On a normal start this module
-reads and hashes two files, and imports neither torch nor OpenVINO nor urllib.
+Each file is converted once, in a child process (see convert.py and conversions.py). The graph is kept in `.cache/`
+beside the file, under the sha256 of its source: a changed file or a newer converter gets a graph of its own. On a
+normal start this module reads and hashes a few files, and imports neither torch nor OpenVINO nor urllib.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import re
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from guardianberry.detection import child
 from guardianberry.detection.adapter import adapted_name, adapter_path
-from guardianberry.detection.convert import CONVERTERS, REFUSED
-from guardianberry.detection.openvino_model import CONVERTER_VERSION, file_sha256
-from guardianberry.machine import for_child
+from guardianberry.detection.conversions import RECORD_NAME, Conversions
+from guardianberry.detection.convert import CONVERTERS, NO_MEMORY, REFUSED
+from guardianberry.detection.openvino_model import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +35,21 @@ OFFICIAL_SHA256: Mapping[str, str | None] = {
 }
 BUNDLED = "guardianberry-n.xml"
 DOWNLOAD_LIMIT_S = 900.0
-_DOWNLOAD_VARIABLES = ("*_proxy", "*_PROXY", "SSL_CERT_*")
-POLL_S = 0.2  # a child is ended so soon after a stop
+DOWNLOAD_VARIABLES = ("*_proxy", "*_PROXY", "SSL_CERT_*")
+# A conversion that ends so, also by our own time limit (SIGKILL), is not tried again: it would end so each time. 127 is
+# how glibc ends a process that has no memory for a library.
+LASTING_CODES = (
+    *(NO_MEMORY, 127),
+    *(-signal.SIGKILL, -signal.SIGILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT),
+)
 
 
 class WeightsError(Exception):
     """These weights cannot be used; the message says why and what to do."""
+
+
+class RefusedError(WeightsError):
+    """The conversion refused the file: it is broken, hostile or no YOLOv5."""
 
 
 class UnavailableError(WeightsError):
@@ -76,84 +82,128 @@ def find_graph(
 ) -> Graph:
     """The graph for the file `weights` in `models_folder`. Raises WeightsError, also within 0.2 s after `stop` is set.
 
-    A missing official checkpoint is downloaded. If that or the conversion fails, the bundled model is used and a
+    A missing official checkpoint is downloaded. If that or the conversion fails here, the bundled model is used and a
     WARNING says so. A file with wrong content is refused; it is never replaced or deleted.
     """
-    stop = stop or threading.Event()
-    source, bundled = models_folder / weights, models_folder / BUNDLED
-    if source.name != weights or source.suffix not in {*CONVERTERS, ".onnx"}:
-        raise WeightsError(f"WEIGHTS = {weights!r}: give the name of a .pt or .xml file in {models_folder}/")
-    if source.suffix == ".onnx":
-        raise WeightsError(
-            f"WEIGHTS = {weights!r}: .onnx files cannot be used. Use the .pt file that it was exported from; YOLOv5's"
-            " train.py writes it to runs/train/exp*/weights/best.pt."
-        )
+    search = Search(models_folder, stop or threading.Event(), setup)
     try:
-        models_folder.mkdir(exist_ok=True)
-        if not source.is_file():
-            _download(source, setup, stop)
-        return _converted(source, setup, stop)
+        return search.graph(weights)
     except UnavailableError as error:
-        if source == bundled or not bundled.is_file() or stop.is_set():
+        if not search.has_bundled_besides(weights):
             raise
         log.warning("%s Until the next start the bundled %s is used", error, BUNDLED)
-        return _converted(bundled, setup, stop)
-    except OSError as error:
-        raise WeightsError(f"{weights} cannot be read, or its graph not kept, in {models_folder}/: {error}") from error
+        return search.graph(BUNDLED)
 
 
-def _download(source: Path, setup: Setup, stop: threading.Event) -> None:
-    """Download an official checkpoint; UnavailableError if that fails."""
-    if source.name not in setup.official_sha256:
-        known = ", ".join([*setup.official_sha256, BUNDLED])
-        raise WeightsError(
-            f"{source.name} is not in {source.parent}/. Put it there, or set WEIGHTS to one of: {known}."
+class Search:
+    """From one weights file to its graph, with all that this may need: download, checks, conversion."""
+
+    def __init__(self, models_folder: Path, stop: threading.Event, setup: Setup) -> None:
+        self._folder, self._stop, self._setup = models_folder, stop, setup
+        self._conversions = Conversions(models_folder)
+
+    def has_bundled_besides(self, weights: str) -> bool:
+        return weights != BUNDLED and (self._folder / BUNDLED).is_file() and not self._stop.is_set()
+
+    def graph(self, weights: str) -> Graph:
+        """Raises WeightsError."""
+        source = self._folder / weights
+        if source.name != weights or source.suffix not in {*CONVERTERS, ".onnx"}:
+            raise WeightsError(f"WEIGHTS = {weights!r}: give the name of a .pt or .xml file in {self._folder}/")
+        if source.suffix == ".onnx":
+            raise WeightsError(
+                f"WEIGHTS = {weights!r}: .onnx files cannot be used. Use the .pt file that it was exported from;"
+                " YOLOv5's train.py writes it to runs/train/exp*/weights/best.pt."
+            )
+        try:
+            self._folder.mkdir(exist_ok=True)
+            if not source.is_file():
+                self._download(source)
+            return self._converted(source)
+        except OSError as error:
+            raise WeightsError(
+                f"{weights} cannot be read, or its graph not kept, in {self._folder}/: {error}"
+            ) from error
+
+    def _download(self, source: Path) -> None:
+        """Download an official checkpoint; UnavailableError if that fails."""
+        setup = self._setup
+        if source.name not in setup.official_sha256:
+            known = ", ".join([*setup.official_sha256, BUNDLED])
+            raise WeightsError(
+                f"{source.name} is not in {source.parent}/. Put it there, or set WEIGHTS to one of: {known}."
+            )
+        url, sha256 = setup.release_url + source.name, setup.official_sha256[source.name]
+        log.info("%s is not in %s/; downloading it once from %s", source.name, source.parent, url)
+        command = [sys.executable, "-m", "guardianberry.detection.fetch", url, str(source.absolute()), sha256 or "-"]
+        command += [str(setup.max_download_bytes), str(setup.silence_limit_s)]
+        ended = self._run(command, DOWNLOAD_LIMIT_S, DOWNLOAD_VARIABLES)
+        source.with_name(f".{source.name}.part").unlink(missing_ok=True)
+        if ended.code != 0 or not source.is_file():
+            reason = ended.last_line or ended.how
+            if ended.code == -signal.SIGALRM:
+                reason = f"no byte came for {setup.silence_limit_s:.0f} s"
+            raise UnavailableError(
+                f"{source.name} is missing and cannot be downloaded ({reason}). Download {url} on another computer and"
+                f" copy it into {source.parent}/."
+            )
+
+    def _converted(self, source: Path) -> Graph:
+        """The graph of `source`; of an official checkpoint with its adapter, if there is one and it fits."""
+        parts = [source, source.with_suffix(".bin")] if source.suffix == ".xml" else [source]
+        for part in parts:
+            if not part.is_file():
+                raise WeightsError(f"{part.name} is missing in {part.parent}/: a graph is two files, .xml and .bin.")
+        if source.name in self._setup.official_sha256:
+            _check_official(source, file_sha256(source), self._setup.official_sha256[source.name])
+            if adapter_path(source).is_file():
+                try:
+                    return self._cached([source, adapter_path(source)], adapted_name(source))
+                except RefusedError as error:
+                    log.warning("%s is used without %s: %s", source.name, adapter_path(source).name, error)
+        return self._cached(parts, source.name)
+
+    def _cached(self, parts: list[Path], model_name: str) -> Graph:
+        """The cached graph of some files, a checkpoint with its adapter for example.
+
+        Converted now if it is missing, damaged or changed.
+        """
+        xml = self._conversions.graph_path(parts[0], file_sha256(*parts))
+        if not self._conversions.has(xml):
+            started_s = time.monotonic()
+            self._convert(parts, xml, model_name)
+            log.info("%s converted in %.1f s, kept as .cache/%s", model_name, time.monotonic() - started_s, xml.name)
+        return Graph(xml, model_name)
+
+    def _convert(self, parts: list[Path], xml: Path, model_name: str) -> None:
+        """Run the conversion child, unless it is known to fail here; WeightsError if there is no graph afterwards."""
+        source, adapters = parts[0], [part for part in parts if part.suffix == ".npz"]
+        names = " ".join(f"models/{path.name}" for path in (source, source.with_suffix(".xml"), *adapters))
+        advice = (
+            f"What to do: on another computer with this program run `env/bin/python -m guardianberry.convert {names}`,"
+            f" copy {source.stem}.xml and {source.stem}.bin from its models/ into {source.parent}/ here, and set"
+            f" WEIGHTS to {source.stem}.xml."
         )
-    url, sha256 = setup.release_url + source.name, setup.official_sha256[source.name]
-    log.info("%s is not in %s/; downloading it once from %s", source.name, source.parent, url)
-    command = [sys.executable, "-m", "guardianberry.detection.fetch", url, str(source.absolute()), sha256 or "-"]
-    ended = _run([*command, str(setup.max_download_bytes), str(setup.silence_limit_s)], DOWNLOAD_LIMIT_S, stop)
-    source.with_name(f".{source.name}.part").unlink(missing_ok=True)
-    if ended.code != 0 or not source.is_file():
-        if ended.code == -signal.SIGALRM:
-            ended = ended._replace(last_line=f"no byte came for {setup.silence_limit_s:.0f} s")
-        raise UnavailableError(
-            f"{source.name} is missing and cannot be downloaded ({ended.last_line or ended.how}). Download {url} on"
-            f" another computer and copy it into {source.parent}/."
-        )
-
-
-def _converted(source: Path, setup: Setup, stop: threading.Event) -> Graph:
-    """The graph of `source`; of an official checkpoint with its adapter, if there is one and it fits."""
-    parts = [source, source.with_suffix(".bin")] if source.suffix == ".xml" else [source]
-    for part in parts:
-        if not part.is_file():
-            raise WeightsError(f"{part.name} is missing in {part.parent}/: a graph is two files, .xml and .bin.")
-    if source.name in setup.official_sha256:
-        _check_official(source, file_sha256(source), setup.official_sha256[source.name])
-        if adapter_path(source).is_file():
-            try:
-                return _cached([source, adapter_path(source)], adapted_name(source), setup, stop)
-            except UnavailableError:
-                raise
-            except WeightsError as error:
-                if stop.is_set():
-                    raise
-                log.warning("%s is used without %s: %s", source.name, adapter_path(source).name, error)
-    return _cached(parts, source.name, setup, stop)
-
-
-def _cached(parts: list[Path], model_name: str, setup: Setup, stop: threading.Event) -> Graph:
-    """The cached graph of some files, a checkpoint with its adapter for example; converted now if need be."""
-    source, cache = parts[0], parts[0].parent / ".cache"
-    xml = cache / f"{source.stem}-{file_sha256(*parts)[:8]}-v{CONVERTER_VERSION}.xml"
-    if not _is_whole(xml):
-        cache.mkdir(mode=0o700, exist_ok=True)
-        started_s = time.monotonic()
+        if source.name != BUNDLED and (cause := self._conversions.failure(xml)):
+            again = f"It is tried again when the weights, the packages or the memory change, or without {RECORD_NAME}."
+            raise UnavailableError(f"The conversion of {model_name} {cause}. {again} {advice}")
         log.info("%s is being converted; this is done once", model_name)
-        _convert(parts, xml, setup, stop)
-        log.info("%s converted in %.1f s, kept as .cache/%s", model_name, time.monotonic() - started_s, xml.name)
-    return Graph(xml, model_name)
+        files = [str(path.absolute()) for path in (source, xml, *adapters)]
+        ended = self._run([*self._setup.converter, *files], self._setup.conversion_limit_s)
+        if ended.code == REFUSED:
+            raise RefusedError(f"{source.name} cannot be used: {ended.last_line}")
+        if ended.code != 0 or not xml.is_file() or not xml.with_suffix(".bin").is_file():
+            cause = ended.how + (f" ({ended.last_line})" if ended.last_line else "")
+            if ended.code in LASTING_CODES:
+                self._conversions.add_failure(xml, cause)
+            raise UnavailableError(f"The conversion of {model_name} {cause}. {advice}")
+        self._conversions.add(xml)
+
+    def _run(self, command: Sequence[str], limit_s: float, variables: Sequence[str] = ()) -> child.Ended:
+        ended = child.run(command, limit_s=limit_s, stop=self._stop, variables=variables)
+        if self._stop.is_set():
+            raise WeightsError("The preparation of the weights was stopped.")
+        return ended
 
 
 def _check_official(source: Path, sha256: str, expected: str | None) -> None:
@@ -168,77 +218,3 @@ def _check_official(source: Path, sha256: str, expected: str | None) -> None:
             f"{source} is refused: its sha256 is {sha256}, the official file's is {expected}. Delete it (it is then"
             " downloaded again), or give weights of your own another name and set WEIGHTS to that."
         )
-
-
-def _is_whole(xml: Path) -> bool:
-    """True if the .xml is complete and the .bin has the checksum that the .xml holds."""
-    try:
-        text = xml.read_bytes()
-        recorded = re.search(rb'<bin_sha256 value="([0-9a-f]{64})"', text)
-        whole = recorded and text.rstrip().endswith(b"</net>")
-        if recorded and whole and file_sha256(xml.with_suffix(".bin")) == recorded[1].decode():
-            return True
-    except FileNotFoundError:
-        return False
-    log.warning("The cached graph %s is damaged and is converted again", xml.name)
-    return False
-
-
-def _convert(parts: list[Path], xml: Path, setup: Setup, stop: threading.Event) -> None:
-    """Run the conversion child; WeightsError with the reason and what to do if there is no graph afterwards."""
-    source, adapters = parts[0], [part for part in parts if part.suffix == ".npz"]
-    files = [str(path.absolute()) for path in (source, xml, *adapters)]
-    ended = _run([*setup.converter, *files], setup.conversion_limit_s, stop)
-    if ended.code == REFUSED:
-        raise WeightsError(f"{source.name} cannot be used: {ended.last_line}")
-    if ended.code != 0 or not _is_whole(xml):
-        names = " ".join(f"models/{path.name}" for path in (source, xml, *adapters))
-        command = f"env/bin/python -m guardianberry.convert {names}"
-        said = f" ({ended.last_line})" if ended.last_line else ""
-        raise UnavailableError(
-            f"The conversion of {source.name} {ended.how}{said}. What to do: on another computer with this program run"
-            f" `{command}`, then copy {xml.name} and {xml.stem}.bin from its models/ into {xml.parent}/ here."
-        )
-
-
-class _Ended(NamedTuple):
-    """How a child ended: exit code (negative: signal), the same in words, and the last line of its output."""
-
-    code: int
-    how: str
-    last_line: str
-
-
-def _run(command: Sequence[str], limit_s: float, stop: threading.Event) -> _Ended:
-    """Run a child of ours to its end, or kill it after `limit_s`; WeightsError when `stop` is set."""
-    deadline_s = time.monotonic() + limit_s
-    with tempfile.TemporaryFile() as output:
-        child = subprocess.Popen(
-            command,
-            **for_child(*_DOWNLOAD_VARIABLES, folder=Path(__file__).resolve().parents[2]),
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-        try:
-            while child.poll() is None and time.monotonic() < deadline_s and not stop.is_set():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(POLL_S)
-            in_time = child.poll() is not None
-        finally:
-            child.kill()  # does nothing after its end
-            child.wait()
-        output.seek(0)
-        lines = output.read().decode(errors="replace").strip().splitlines() or [""]
-    if stop.is_set():
-        raise WeightsError("The preparation of the weights was stopped.")
-    how = _in_words(child.returncode) if in_time else f"took more than {limit_s:.0f} s"
-    return _Ended(child.returncode, how, lines[-1])
-
-
-def _in_words(code: int) -> str:
-    if code >= 0:
-        return f"ended with code {code}"
-    name = signal.Signals(-code).name
-    hint = {"SIGKILL": ", perhaps for lack of memory", "SIGILL": ": torch does not run on this CPU"}
-    return f"was killed by {name}{hint.get(name, '')}"

@@ -170,7 +170,7 @@ def check_model(make_detector: Callable[[], Detector], frame: Frame | None, grey
     try:
         detector = make_detector()
     except WeightsError as error:
-        return fail("model", str(error), "The daemon cannot start until this is corrected.")
+        return fail("model", str(error), "Until this is corrected the daemon uses the bundled model, or cannot start.")
     finally:
         logging.getLogger("guardianberry").removeHandler(warnings)
     times_ms = []

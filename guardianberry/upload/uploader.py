@@ -119,6 +119,10 @@ class Uploader:
     def start(self) -> None:
         self._sweeper.start()
 
+    def set_video_metadata(self, name: str, value: str) -> None:
+        """For videos whose upload starts from now on."""
+        self._video_metadata[name] = header_value(value)
+
     def offer_alert(
         self, file_name: str, jpeg: bytes, *, frame_arrival_s: float, stored: Callable[[], None] = lambda: None
     ) -> None:

@@ -1,0 +1,84 @@
+"""Child processes for what may hang, crash or meet hostile files: `run` is for the parent, `restrict` for the child."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from guardianberry.machine import for_child, keep_memory_off_the_disk
+
+POLL_S = 0.2  # a child is killed so soon after a stop
+_PR_SET_PDEATHSIG = 1  # sys/prctl.h
+
+
+class Ended(NamedTuple):
+    """How a child ended: exit code (negative: signal), the same in words, and the last line of its output."""
+
+    code: int
+    how: str
+    last_line: str
+    timed_out: bool
+
+
+def run(command: Sequence[str], *, limit_s: float, stop: threading.Event, variables: Sequence[str] = ()) -> Ended:
+    """Run a child to its end, or kill it after `limit_s` or when `stop` is set.
+
+    `variables`: names and patterns of those that it gets besides the usual ones.
+    """
+    deadline_s = time.monotonic() + limit_s
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen(
+            command,
+            **for_child(*variables, folder=Path(__file__).resolve().parents[2]),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            while child.poll() is None and time.monotonic() < deadline_s and not stop.is_set():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(POLL_S)
+            timed_out = child.poll() is None and not stop.is_set()
+        finally:
+            child.kill()  # does nothing after its end
+            child.wait()
+        output.seek(0)
+        lines = output.read().decode(errors="replace").strip().splitlines() or [""]
+    how = f"took more than {limit_s:.0f} s" if timed_out else _in_words(child.returncode)
+    return Ended(child.returncode, how, lines[-1], timed_out)
+
+
+def _in_words(code: int) -> str:
+    if code >= 0:
+        return f"ended with code {code}"
+    name = signal.Signals(-code).name
+    hint = {"SIGKILL": ", perhaps for lack of memory", "SIGILL": ": torch does not run on this CPU"}
+    return f"was killed by {name}{hint.get(name, '')}"
+
+
+def restrict(memory_bytes: int | None = None) -> None:
+    """Limit this process: it has a low priority, writes no core dump, dies with its parent and may use so much memory.
+
+    The kernel kills it before the daemon and the camera program if memory is short.
+    """
+    os.nice(10)
+    os.umask(0o077)
+    keep_memory_off_the_disk()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):  # Linux
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if memory_bytes is not None:
+        with contextlib.suppress(ValueError, OSError):  # a lower hard limit is set already
+            resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
