@@ -22,6 +22,7 @@ from typing import NamedTuple, TypeVar
 from guardianberry.filenames import ImageName, parse
 from guardianberry.upload.alerts import Alert, AlertLane
 from guardianberry.upload.errors import FailureScope, Interrupted, UploadError, UploadErrorLog
+from guardianberry.upload.live import LiveLane
 from guardianberry.upload.queue import MediaType, Pending, Queue, QueuedFile, image_media_type, video_media_type
 from guardianberry.upload.s3 import S3
 from guardianberry.upload.upload_file import (
@@ -31,6 +32,7 @@ from guardianberry.upload.upload_file import (
     Source,
     UnfitError,
     camera_uuid,
+    event_uuid,
     header_value,
     metadata,
 )
@@ -104,7 +106,8 @@ class Uploader:
         self._clock, self._wall_clock, self._pause = clock, wall_clock, pause
         self._queue = Queue(self._images, self._videos, clock)
         self._s3 = S3(server_side_encryption=server_side_encryption)
-        self._gate, self._backoff, self._error_log = Gate(), Backoff(), UploadErrorLog()
+        self._gate, self._live_gate, self._backoff, self._error_log = Gate(), Gate(), Backoff(), UploadErrorLog()
+        self.live = LiveLane(self._put_part, may_upload=may_upload)
         self._stopped, self._wake = threading.Event(), threading.Event()
         self._sweeper = threading.Thread(target=self._run, name="sweep", daemon=True)
         self._alerts = AlertLane(send=self._send_alert, may_upload=may_upload, wake=self._wake.set)
@@ -154,7 +157,9 @@ class Uploader:
         deadline_s = time.monotonic() + timeout_s
         self._stopped.set()
         self._wake.set()
-        self._gate.stop()
+        self.live.stop()
+        for gate in (self._gate, self._live_gate):
+            gate.stop()
         for thread in (self._sweeper, *self._alerts.stop()):
             if thread.is_alive():
                 thread.join(max(0.0, deadline_s - time.monotonic()))
@@ -187,14 +192,39 @@ class Uploader:
 
         Raises UploadError, Interrupted.
         """
+        key = f"alive/{camera_uuid(self._serial)}/{at}"
+        self._put_bytes(key, content, content_type="application/json", metadata={})
+
+    def _put_part(self, event_id: int, name: str, content: bytes, *, number: int, content_type: str) -> None:
+        """Of a clip that is being recorded, or a picture in its place. Raises UploadError, Interrupted."""
+        event = str(event_uuid(self._serial, event_id))
+        with self._live_gate.alert():
+            self._put_bytes(
+                f"live/{event}/{name}",
+                content,
+                content_type=content_type,
+                metadata={
+                    "event": event,
+                    "part": str(number),
+                    "recording_start_time": str(event_id),
+                    "camera_name": self.camera_name,
+                },
+            )
+
+    def _put_bytes(self, key: str, content: bytes, *, content_type: str, metadata: dict[str, str]) -> None:
+        """Into the videos bucket, below the alerts."""
         self._s3.put(
             self._videos.bucket,
-            f"alive/{camera_uuid(self._serial)}/{at}",
+            key,
             Body(lambda size, offset: content[offset : offset + size], len(content), self._gate.wait_for_alerts),
             crc32_base64=base64.b64encode(zlib.crc32(content).to_bytes(4)).decode(),
-            content_type="application/json",
-            metadata={},
+            content_type=content_type,
+            metadata=metadata,
         )
+
+    def _wait_for_alerts_and_parts(self) -> None:
+        self._gate.wait_for_alerts()
+        self._live_gate.wait_for_alerts()
 
     # The sweep
 
@@ -227,7 +257,7 @@ class Uploader:
         for queued, send in self._to_send(closed):
             if not self._may_upload():
                 return _CLOCK_PAUSE_S
-            self._gate.wait_for_alerts()
+            self._wait_for_alerts_and_parts()
             try:
                 if send():
                     in_a_row = 0
@@ -267,7 +297,7 @@ class Uploader:
         """True: S3 has the file. False: it is gone or unfit. Raises UploadError."""
         try:
             with OpenFile(queued) as file:
-                return self._send(file, before_block=self._gate.wait_for_alerts)
+                return self._send(file, before_block=self._wait_for_alerts_and_parts)
         except FileNotFoundError:
             return False
         except UnfitError as error:

@@ -1,0 +1,178 @@
+"""The live lane: uploads a clip while it is recorded, so that a thief who takes the camera comes too late.
+
+The file of a clip is append-only until it is closed. Its bytes go up as parts, `live/<event>/<nnnn>.part`, each one the
+next byte range, so that parts in order are the beginning of the clip. One part is under way at a time and the next one
+takes what is new, so that a slow uplink makes parts larger and never a queue. Where parts fall behind all the same,
+pictures go up between them, `live/<event>/<nnnn>.jpg`.
+
+A part that fails is tried again as it is, under the same key, so that one whose reply was lost is there once. Nothing
+is tried after the clip is closed: the whole clip follows from the queue. The lane pauses while an alert is uploaded.
+`_Part` is the only place that knows how bytes become an object.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from guardianberry.logs import OncePerCause
+from guardianberry.upload.errors import Interrupted, UploadError
+
+log = logging.getLogger(__name__)
+
+PART_EVERY_S = 1.5  # some 10 requests an event; what S3 holds ends this and the time of an upload before now
+LATE_S = 4.0  # a part that is sent now, at the rate of the last one, would end that late: a picture goes first
+PICTURE_EVERY_S = 3.0
+PART_LIMIT_S = 2.0  # of the uplink, for one part, once the rate is known: the next picture must not wait longer
+_VIDEO, _PICTURE = ".part", ".jpg"
+_FIRST_RATE_BYTES_PER_S = 250_000.0  # 2 Mbit/s, until an upload has shown another one
+_MIN_PART_BYTES = 16 * 1024
+_MAX_PART_BYTES = 1_000_000  # in memory
+
+
+class Put(Protocol):
+    """Uploads one object in the caller's thread, one try. Raises UploadError, Interrupted."""
+
+    def __call__(self, event_id: int, name: str, content: bytes, *, number: int, content_type: str) -> None: ...
+
+
+class _Part(NamedTuple):
+    """One object of the live lane. Its key is `live/<event>/<number><suffix>`."""
+
+    number: int
+    suffix: str
+    content: bytes
+    content_type: str
+
+
+@dataclass
+class LiveClip:
+    """A clip that is being recorded. The recording thread calls `end` before it closes the file.
+
+    `picture` returns a JPEG of the newest view of a person, None where there is no new one.
+    """
+
+    event_id: int
+    descriptor: int  # of its own, and closed by the lane
+    picture: Callable[[], bytes | None]
+
+    def __post_init__(self) -> None:
+        self.lock = threading.Lock()  # held while bytes are read
+        self.ended = False
+
+    def end(self) -> None:
+        """The file is about to be closed, which rewrites its head: no byte of it is read any more."""
+        with self.lock:
+            self.ended = True
+
+    def read(self, offset: int, size_bytes: int) -> bytes:
+        """At most `size_bytes` of what is new; nothing once the clip has ended. Raises OSError."""
+        with self.lock:
+            return b"" if self.ended else os.pread(self.descriptor, size_bytes, offset)
+
+    def new_bytes(self, offset: int) -> int:
+        with self.lock:
+            return 0 if self.ended else os.fstat(self.descriptor).st_size - offset
+
+
+class LiveLane:
+    """Call `begin` with each clip once a frame of it is readable. A newer clip takes the lane. For any thread."""
+
+    def __init__(
+        self, put: Put, *, may_upload: Callable[[], bool], monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._put, self._may_upload, self._monotonic = put, may_upload, monotonic
+        self._rate_bytes_per_s = _FIRST_RATE_BYTES_PER_S
+        self._failures = OncePerCause()
+        self._stopped = threading.Event()
+        self._changed = threading.Condition()
+        self._clip: LiveClip | None = None
+        self._thread: threading.Thread | None = None
+
+    def begin(self, event_id: int, descriptor: int, picture: Callable[[], bytes | None]) -> LiveClip:
+        """Upload this clip from now on, until it ends. The lane closes the descriptor."""
+        clip = LiveClip(event_id, descriptor, picture)
+        with self._changed:
+            if self._clip is not None:  # never begun: clips that follow each other within an instant
+                os.close(self._clip.descriptor)
+            self._clip = clip
+            self._changed.notify_all()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="live", daemon=True)
+                self._thread.start()
+        return clip
+
+    def stop(self) -> None:
+        """No further part."""
+        with self._changed:
+            self._stopped.set()
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            with self._changed:
+                self._changed.wait_for(lambda: self._clip is not None or self._stopped.is_set())
+                clip, self._clip = self._clip, None
+            if clip is None:
+                return
+            try:
+                self._upload(clip)
+            except Interrupted:
+                return
+            except Exception:
+                log.exception("live: event %d is not uploaded further while it is recorded", clip.event_id)
+            finally:
+                os.close(clip.descriptor)
+
+    def _upload(self, clip: LiveClip) -> None:
+        offset, numbers = 0, {_VIDEO: 0, _PICTURE: 0}
+        part: _Part | None = None
+        picture_s = self._monotonic()  # the alert image has just been uploaded
+        while not clip.ended and self._clip is None and not self._stopped.is_set():
+            begun_s, is_stored = self._monotonic(), False
+            if part is None and self._may_upload():
+                part = self._picture_if_late(clip, numbers[_PICTURE], offset, begun_s - picture_s)
+                part = part or self._next(clip, numbers[_VIDEO], offset)
+            if part is not None and (is_stored := self._send(clip, part)):
+                numbers[part.suffix] += 1
+                offset += len(part.content) if part.suffix == _VIDEO else 0
+                picture_s = picture_s if part.suffix == _VIDEO else self._monotonic()
+                part = None
+            is_behind = is_stored and clip.new_bytes(offset) > self._rate_bytes_per_s * PART_EVERY_S
+            self._stopped.wait(0.0 if is_behind else max(0.1, PART_EVERY_S - (self._monotonic() - begun_s)))
+
+    def _picture_if_late(self, clip: LiveClip, number: int, offset: int, since_picture_s: float) -> _Part | None:
+        """A picture, where the video would come too late."""
+        late_s = clip.new_bytes(offset) / self._rate_bytes_per_s
+        if late_s <= LATE_S or since_picture_s < PICTURE_EVERY_S or (jpeg := clip.picture()) is None:
+            return None
+        return _Part(number, _PICTURE, jpeg, "image/jpeg")
+
+    def _next(self, clip: LiveClip, number: int, offset: int) -> _Part | None:
+        """All that is new, but no more than the uplink takes within a moment."""
+        limit_bytes = min(_MAX_PART_BYTES, max(_MIN_PART_BYTES, int(self._rate_bytes_per_s * PART_LIMIT_S)))
+        content = clip.read(offset, limit_bytes)
+        return _Part(number, _VIDEO, content, "application/octet-stream") if content else None
+
+    def _send(self, clip: LiveClip, part: _Part) -> bool:
+        """Whether S3 has it."""
+        begun_s = self._monotonic()
+        try:
+            name = f"{part.number:04}{part.suffix}"
+            self._put(clip.event_id, name, part.content, number=part.number, content_type=part.content_type)
+        except UploadError as error:
+            if self._failures.is_new(str(error)):
+                log.warning("live: a part of event %d is not uploaded (%s); the clip is, later", clip.event_id, error)
+            return False
+        took_s = max(0.01, self._monotonic() - begun_s)
+        if len(part.content) >= _MIN_PART_BYTES:
+            self._rate_bytes_per_s = 0.5 * self._rate_bytes_per_s + 0.5 * len(part.content) / took_s
+        log.debug(
+            "live: part %d of event %d, %d kB in %.1f s", part.number, clip.event_id, len(part.content) // 1000, took_s
+        )
+        return True

@@ -1,0 +1,159 @@
+"""The live lane: parts of a clip that is being recorded, in order, once, and never beside an alert."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from guardianberry.upload.errors import CUT, UploadError
+from guardianberry.upload.live import LiveClip, LiveLane
+from tests.upload_rig import wait_until
+
+
+class Bucket:
+    """Takes objects at a rate, and fails when told to."""
+
+    def __init__(self, bytes_per_s: float = 1e9) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.tries: list[str] = []
+        self.faults: list[Callable[[str, bytes], None]] = []
+        self._bytes_per_s = bytes_per_s
+
+    def put(self, event_id: int, name: str, content: bytes, *, number: int, content_type: str) -> None:
+        assert name == f"{number:04}" + {"image/jpeg": ".jpg", "application/octet-stream": ".part"}[content_type]
+        self.tries.append(name)
+        time.sleep(len(content) / self._bytes_per_s)
+        if self.faults:
+            self.faults.pop(0)(name, content)
+        assert name not in self.objects or self.objects[name] == content, "the same key never gets other bytes"
+        self.objects[name] = content
+
+    def joined(self) -> bytes:
+        return b"".join(self.objects[name] for name in sorted(self.objects) if name.endswith(".part"))
+
+
+class Rig:
+    def __init__(self, folder: Path, bucket: Bucket) -> None:
+        self.path = folder / ".open-clip.mp4"
+        self.path.touch()
+        self.bucket = bucket
+        self.pictures = 0
+        self.lane = LiveLane(bucket.put, may_upload=lambda: True)
+
+    def begin(self) -> LiveClip:
+        return self.lane.begin(1_700_000_000, os.open(self.path, os.O_RDONLY), self._picture)
+
+    def write(self, content: bytes) -> None:
+        with self.path.open("ab") as file:
+            file.write(content)
+
+    def _picture(self) -> bytes:
+        self.pictures += 1
+        return b"\xff\xd8\xff" + b"p" * 20_000
+
+
+@pytest.fixture
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("guardianberry.upload.live.PART_EVERY_S", 0.05)
+    rig = Rig(tmp_path, Bucket())
+    yield rig
+    rig.lane.stop()
+
+
+def lose_reply(rig: Rig) -> Callable[[str, bytes], None]:
+    def fault(name: str, content: bytes) -> None:
+        rig.bucket.objects[name] = content
+        raise UploadError(CUT, "the reply was lost")
+
+    return fault
+
+
+def fail(name: str, content: bytes) -> None:
+    raise UploadError(CUT, "HTTP 500")
+
+
+def test_parts_in_order_are_the_file_and_nothing_is_there_twice(rig: Rig):
+    rig.bucket.faults = [fail, lose_reply(rig), fail]
+    clip = rig.begin()
+    written = b""
+    for number in range(8):
+        piece = bytes([number]) * 50_000
+        rig.write(piece)
+        written += piece
+        time.sleep(0.1)
+    wait_until(lambda: rig.bucket.joined() == written, what="the parts")
+    clip.end()
+    assert sorted(rig.bucket.objects) == [f"{n:04}.part" for n in range(len(rig.bucket.objects))]
+
+
+def test_after_the_end_no_byte_is_read_any_more(rig: Rig):
+    rig.write(b"a" * 1000)
+    clip = rig.begin()
+    wait_until(lambda: rig.bucket.joined() == b"a" * 1000, what="the parts")
+    clip.end()
+    rig.write(b"rewritten head")
+    time.sleep(0.3)
+    assert rig.bucket.joined() == b"a" * 1000
+    assert clip.read(0, 10) == b""
+
+
+def test_the_file_may_be_renamed_meanwhile(rig: Rig, tmp_path: Path):
+    rig.write(b"a" * 1000)
+    clip = rig.begin()
+    rig.path = rig.path.rename(tmp_path / ".open-other-name.mp4")
+    rig.write(b"b" * 1000)
+    wait_until(lambda: rig.bucket.joined() == b"a" * 1000 + b"b" * 1000, what="the parts")
+    clip.end()
+
+
+def test_on_a_slow_uplink_pictures_go_between_the_parts(rig: Rig, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("guardianberry.upload.live.PICTURE_EVERY_S", 0.3)
+    monkeypatch.setattr("guardianberry.upload.live.LATE_S", 0.5)
+    monkeypatch.setattr("guardianberry.upload.live.PART_LIMIT_S", 0.2)
+    rig.bucket = Bucket(bytes_per_s=100_000)
+    rig.lane = LiveLane(rig.bucket.put, may_upload=lambda: True)
+    clip = rig.begin()
+    written = b""
+    for number in range(20):
+        piece = bytes([number]) * 50_000  # ten times what the uplink takes
+        rig.write(piece)
+        written += piece
+        time.sleep(0.1)
+    wait_until(lambda: "0001.jpg" in rig.bucket.objects, what="the parts")
+    clip.end()
+    assert written.startswith(rig.bucket.joined())
+    assert rig.bucket.joined()
+    parts = sorted(name for name in rig.bucket.objects if name.endswith(".part"))
+    assert parts == [f"{n:04}.part" for n in range(len(parts))], "pictures leave no gap in the numbers of the parts"
+
+
+def test_nothing_is_uploaded_before_the_clock_is_set(tmp_path: Path):
+    bucket, is_set = Bucket(), threading.Event()
+    rig = Rig(tmp_path, bucket)
+    rig.lane = LiveLane(bucket.put, may_upload=is_set.is_set)
+    rig.write(b"a" * 1000)
+    clip = rig.begin()
+    time.sleep(0.3)
+    assert bucket.tries == []
+    is_set.set()
+    wait_until(lambda: bucket.joined() == b"a" * 1000, what="the parts")
+    clip.end()
+    rig.lane.stop()
+
+
+def test_the_next_clip_takes_the_lane(rig: Rig, tmp_path: Path):
+    rig.write(b"a" * 1000)
+    first = rig.begin()
+    wait_until(lambda: rig.bucket.joined() == b"a" * 1000, what="the parts")
+    rig.bucket.objects.clear()
+    rig.path = tmp_path / ".open-next.mp4"
+    rig.path.touch()
+    rig.write(b"b" * 500)
+    rig.begin()
+    wait_until(lambda: rig.bucket.joined() == b"b" * 500, what="the parts")
+    assert not first.ended
