@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 FILE_NAME = "disarmed"
 _FILE_ENDS_AFTER_S = 12 * 3600.0
 _EVERY_S = 1.0
-_STALE_AFTER_S = 10.0  # a disk that has not answered for so long hangs, and then the file does not count
+_STALE_AFTER_S = 30.0  # a disk that has not answered for so long hangs, and then the file does not count
 
 
 class Duty:

@@ -257,10 +257,10 @@ def test_a_disk_that_hangs_means_on_duty(tmp_path: Path) -> None:
     guard = Guard(tmp_path)
     guard.touch()
     assert not guard.is_armed()
-    guard.clock.sleep(9)
+    guard.clock.sleep(29)
     assert not guard.duty.is_armed()
     guard.clock.sleep(2)
-    assert guard.duty.is_armed(), "no answer of the disk for 11 s"
+    assert guard.duty.is_armed(), "no answer of the disk for 31 s"
 
 
 # ---- The real process ------------------------------------------------------------------------------------------------
