@@ -44,7 +44,7 @@ class Duty:
         self._file_checked_s = monotonic()
         self._file_seen: tuple[tuple[int, int], float] | None = None  # which file, since when
         self._remark = ""
-        self._reason = ""
+        self.off_reason = ""  # what the loop was told last; "" on duty. For any thread to read
         self.asked_s = monotonic()  # when the loop asked last
         self._checked, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="duty", daemon=True)
@@ -57,26 +57,19 @@ class Duty:
     def stop(self) -> None:
         self._closed.set()
 
-    @property
-    def was_armed(self) -> bool:
-        """What the loop was told last. For any thread."""
-        return not self._reason
-
     def is_armed(self) -> bool:
         """Whether to film now. A change is logged."""
         self.asked_s = self._monotonic()
-        reason = self._off_reason()
-        if reason != self._reason:
-            log.info("off duty: %s; nothing is filmed", reason) if reason else log.info("on duty")
-            self._reason = reason
+        reason = self._why_off()
+        if reason != self.off_reason:
+            log.info("off duty: %s; nothing is filmed" if reason else "on duty%s", reason)
+            self.off_reason = reason
         return not reason
 
     def check_file(self) -> None:
         """Once a second, in the thread. Blocks as long as the disk does."""
-        status = None
         try:
-            status = os.lstat(self._path)
-            self._file_reason, remark = self._judge(status)
+            self._file_reason, remark = self._judge(os.lstat(self._path))
         except FileNotFoundError:
             self._file_reason = remark = ""
         except OSError as error:
@@ -97,7 +90,7 @@ class Duty:
             if self._closed.wait(_EVERY_S):
                 return
 
-    def _off_reason(self) -> str:
+    def _why_off(self) -> str:
         """Why nothing is filmed now; "" on duty."""
         self._clock_was_set = self._clock_was_set or self._is_synchronised()
         if not self._clock_was_set:

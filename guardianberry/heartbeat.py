@@ -79,7 +79,7 @@ class Heartbeat:
         """For the thread, about once a second. Waits for the network."""
         now_s = self._monotonic()
         self._begin_day()
-        alive_s = self._inference_s if self._duty.was_armed else self._duty.asked_s
+        alive_s = self._duty.asked_s if self._duty.off_reason else self._inference_s
         if now_s < self._next_s or now_s - alive_s > _FRESH_S or not self._uploader.may_send_heartbeat():
             return
         self._next_s = now_s + self._every_s
@@ -123,7 +123,7 @@ class Heartbeat:
             "worst_alert_latency_s": round(self._worst_latency_s, 3) or None,
             "camera_relaunches": self._camera.relaunches,
             "throttled": ", ".join(self._ask_power() or []),
-            "armed": self._duty.was_armed,
+            "armed": not self._duty.off_reason,
             "dark_since": self._dark_since,
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,10 @@ def true_times_of_events(s3: S3Server, folder: Path) -> dict[int, tuple[int, flo
     """For each event in the bucket its event id, with the length of its clip by name and by packets."""
     images = {int(stored.metadata["recording_start_time"]) for stored in s3.objects("images")}
     found = {}
+    for stored in (*s3.objects("images"), *s3.objects("videos")):
+        assert datetime.fromisoformat(stored.metadata["local_time"]).timestamp() == int(
+            stored.metadata["recording_start_time"]
+        ), "the local time is that of the true event id"
     for stored in s3.objects("videos"):
         clip = folder / stored.key
         clip.write_bytes(stored.body)

@@ -335,6 +335,18 @@ def test_what_a_camera_program_prints_cannot_reach_the_terminal(machine: Machine
     assert r"imx708\x1b]0;title\x07" in line(page, "camera", "ok")
 
 
+def test_off_duty_a_running_daemon_needs_no_camera(machine: Machine, proxy: FaultyProxy) -> None:
+    machine.use(proxy.url)
+    (machine.program / "disarmed").touch()
+    lock = lock_folder(machine.program)
+    try:
+        code, page = machine.check()
+    finally:
+        os.close(lock)
+    assert code == 0, page
+    assert "off duty: the file disarmed, until " in line(page, "camera", "warn")
+
+
 def test_the_camera_of_a_running_daemon_is_not_disturbed(machine: Machine, proxy: FaultyProxy) -> None:
     machine.use(proxy.url)
     log = machine.home / "camera.log"

@@ -61,7 +61,7 @@ class Rigged:
         self.clock = FakeClock(now_s=5000.0)
         self.uploader = FakeUploader()
         self.camera, self.events = SimpleNamespace(relaunches=0), SimpleNamespace(started=0)
-        self.duty = SimpleNamespace(was_armed=True, asked_s=5000.0)
+        self.duty = SimpleNamespace(off_reason="", asked_s=5000.0)
         self.power: list[str] | None = None
         self.looks = True
         self.view_lost = False
@@ -82,7 +82,7 @@ class Rigged:
         before = len(self.uploader.sent)
         for _ in range(round(duration_s)):
             self.clock.sleep(1)
-            if self.looks and self.duty.was_armed:
+            if self.looks and not self.duty.off_reason:
                 self.beat.note_inference(self.clock(), view_lost=self.view_lost)
             self.beat.send_if_due()
         return [content for _, content in self.uploader.sent[before:]]
@@ -145,7 +145,7 @@ def test_it_is_silent_before_the_first_frame(rigged: Rigged) -> None:
 
 
 def test_off_duty_it_goes_on_while_the_loop_runs(rigged: Rigged) -> None:
-    rigged.duty.was_armed = False
+    rigged.duty.off_reason = "the file disarmed"
     for _ in range(EVERY_S + 10):
         rigged.duty.asked_s = rigged.clock()
         rigged.sent_within(1)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import numpy as np
 
+from guardianberry.armed import ArmedHours
 from guardianberry.camera.others import RunningCamera, running_cameras
 from guardianberry.doctor.camera import check_camera, check_model, check_program, check_use, is_converted
 from guardianberry.doctor.machine import (
@@ -31,6 +32,7 @@ from guardianberry.doctor.machine import (
 from guardianberry.doctor.page import Finding, Page, fail, ok, warn
 from guardianberry.doctor.permissions import check_permissions
 from guardianberry.doctor.s3 import check_s3
+from guardianberry.duty import Duty
 from guardianberry.machine import is_locked
 from guardianberry.recording.clock import system_clock_is_synchronised
 from guardianberry.settings import by_name, find_problems
@@ -110,7 +112,11 @@ def _camera_and_model(
         yield ok("daemon", f"one is running in {folder}")
     program = yield from check_program(site.root, c.CAMERA_OPTIONS)
     frame = None
-    if in_use := check_use(site.running_cameras, c.STREAM_URL, daemon_runs=daemon_runs, wait_s=site.wait_s):
+    duty = Duty(folder, ArmedHours(c.ARMED_HOURS), is_synchronised=site.clock_is_synchronised)
+    duty.check_file()
+    if daemon_runs and not duty.is_armed():
+        yield warn("camera", f"off duty: {duty.off_reason}", "The running daemon films nothing. Check again on duty.")
+    elif in_use := check_use(site.running_cameras, c.STREAM_URL, daemon_runs=daemon_runs, wait_s=site.wait_s):
         yield in_use
     elif program:
         frame = yield from check_camera(program, make_camera, (c.FRAME_WIDTH_PX, c.FRAME_HEIGHT_PX), site.wait_s)
