@@ -59,7 +59,7 @@ cause() {
 # The stamp names the Python and the requirements that env/ was made from and is written last: a set-up that was
 # interrupted, or an update of either, is made anew; an ordinary boot needs no network.
 set_up() {
-    local stamp free_mb needed_mb=600 clear='' code=0 requirements=(-r requirements.txt)
+    local stamp free_mb needed_mb=400 clear='' code=0 requirements=(-r requirements.txt)
     local -x TMPDIR=$here/.setting-up # /tmp of a small Pi is in memory, and pip needs 300 MB there
     # On a Pi each wheel must have the hash that is written down; elsewhere torch comes in builds that differ.
     if [ "$(uname -m)" = aarch64 ]; then
