@@ -40,7 +40,11 @@ def seconds(pattern: str, *, start: float = 0) -> list[tuple[float, int]]:
         ({"person_gone_after_s": 0}, "..111.", [(2, "Start"), (5, "Stop")]),
         ({}, "1.1.1.1.1", [(0, "Start")]),  # a person missed once is not gone
         ({}, "1" * 30, [(0, "Start")]),  # as long as the clip takes video
-        ({}, "1...." + "." * 20 + "1" * 10, [(0, "Start"), (2, "Stop")]),  # the gap counts from the start
+        (
+            {},
+            "1...." + "." * 20 + "1" * 10,
+            [(0, "Start"), (2, "Stop"), (25, "Alert")],
+        ),  # the gap counts from the start
         (
             {"min_gap_between_video_start_s": 25},
             "1...." + "." * 20 + "1" * 2,
@@ -50,10 +54,27 @@ def seconds(pattern: str, *, start: float = 0) -> list[tuple[float, int]]:
         ({"detections_to_start": 2}, "1.1", [(2, "Start")]),
         ({"detections_to_start": 2}, "..11", [(3, "Start")]),
         ({"detections_to_start": 3}, "11..111.", [(6, "Start")]),
+        # Somebody new within the gap: an image alone, one in 10 s, and a clip when the gap is over.
+        ({}, "1...." + "." * 20 + "11...", [(0, "Start"), (2, "Stop"), (25, "Alert")]),
+        ({}, "1....11...", [(0, "Start"), (2, "Stop")]),  # within 10 s of the last alert, and gone again
+        ({}, "1....111111", [(0, "Start"), (2, "Stop"), (10, "Alert")]),  # still there when the 10 s are over
+        ({}, "1..11..11..11..11..11..11", [(0, "Start"), (2, "Stop"), (11, "Alert"), (23, "Alert")]),
+        ({}, "1...." + "." * 50 + "1" * 10, [(0, "Start"), (2, "Stop"), (55, "Alert"), (60, "Start")]),
+        ({}, "1" * 8 + "...11", [(0, "Start"), (9, "Stop"), (11, "Alert")]),
+        ({"detections_to_start": 2}, "11..." + "." * 10 + "1..1..1.1", [(1, "Start"), (3, "Stop"), (23, "Alert")]),
+        ({"person_gone_after_s": 0}, "1." + "." * 12 + "1.1.1", [(0, "Start"), (1, "Stop"), (14, "Alert")]),
     ],
 )
 def test_what_is_decided(settings, pattern, expected):
     assert play(make(**settings), seconds(pattern)) == expected
+
+
+def test_who_stays_in_view_after_a_full_clip_is_not_new():
+    recorder = make()
+    assert play(recorder, seconds("1" * 20)) == [(0, "Start")]
+    recorder.end(20, "the clip has its full length")
+    assert play(recorder, seconds("1" * 39, start=21)) == []
+    assert play(recorder, seconds("1", start=60)) == [(60, "Start")]
 
 
 def test_the_alert_shows_the_first_of_the_detections_that_made_the_event():

@@ -14,10 +14,12 @@ import numpy as np
 
 from guardianberry.detection.openvino_model import load_openvino, read_info
 from guardianberry.detection.postprocess import Array, Head, Letterbox, Person, suppress
+from guardianberry.detection.regions import Region
 from guardianberry.detection.weights import Graph, WeightsError
 
 log = logging.getLogger(__name__)
 
+CUT_PX = 2  # a box that comes so close to the edge of a crop is of somebody whom the crop cuts
 MAX_CANDIDATES = 30_000  # YOLOv5's max_nms: only so many boxes, the best, enter the suppression
 
 
@@ -104,11 +106,12 @@ class Detector:
         self._fit(frame_height_px, frame_width_px)
 
     def _fit(self, height_px: int, width_px: int) -> None:
-        long_side_px = self._input_width_px or max(height_px, width_px)
-        letterbox = Letterbox(height_px, width_px, long_side_px)
+        self.input_width_px = self._input_width_px or max(height_px, width_px)
+        letterbox = Letterbox(height_px, width_px, self.input_width_px)
         started_s = time.monotonic()
         self._runtime.prepare(*letterbox.input_px)
         self._letterbox = letterbox
+        self._crop_letterboxes: dict[tuple[int, int], Letterbox] = {}
         rows, columns = letterbox.input_px
         took_ms = (time.monotonic() - started_s) * 1000
         log.info(
@@ -116,24 +119,62 @@ class Detector:
             *(self.model_name, width_px, height_px, columns, rows, took_ms),
         )
 
-    def find_people(self, frame_bgr: Array) -> list[Person]:
-        """People in a uint8 BGR frame [height, width, 3], highest confidence first. Other arrays: ValueError."""
+    def find_people(self, frame_bgr: Array, crop: Region | None = None) -> list[Person]:
+        """People in a uint8 BGR frame [height, width, 3], highest confidence first. Other arrays: ValueError.
+
+        With `crop` the network sees only that part of the frame, enlarged to its input. Boxes are in the frame's
+        pixels all the same; those cut by an edge of the crop that is no edge of the frame are left out.
+        """
         started_s = time.monotonic()
         if frame_bgr.dtype != np.uint8 or frame_bgr.shape[2:] != (3,):
             raise ValueError(f"not a BGR frame of bytes: {frame_bgr.dtype} {frame_bgr.shape}")
         if frame_bgr.shape[:2] != self._letterbox.frame_px:
             self._fit(*frame_bgr.shape[:2])
-        outputs = self._runtime.infer(self._letterbox.pack(frame_bgr))
-        found = [head.decode(raw, self._conf_thres) for head, raw in zip(self._heads, outputs, strict=True)]
-        people = self._people(np.concatenate(found))
+        if crop is None:
+            people = self._infer(frame_bgr, self._letterbox)
+        else:
+            left, top, right, bottom = crop
+            letterbox = self._letterbox_of_crop(bottom - top, right - left)
+            people = _into_frame(self._infer(frame_bgr[top:bottom, left:right], letterbox), crop, frame_bgr.shape)
         self.last_ms = (time.monotonic() - started_s) * 1000
         return people
 
-    def _people(self, rows: Array) -> list[Person]:
+    def _infer(self, picture_bgr: Array, letterbox: Letterbox) -> list[Person]:
+        outputs = self._runtime.infer(letterbox.pack(picture_bgr))
+        found = [head.decode(raw, self._conf_thres) for head, raw in zip(self._heads, outputs, strict=True)]
+        return self._people(np.concatenate(found), letterbox)
+
+    def _letterbox_of_crop(self, height_px: int, width_px: int) -> Letterbox:
+        """Into the same network input as the whole frame, because another one would be compiled anew."""
+        size = (height_px, width_px)
+        if size not in self._crop_letterboxes:
+            letterbox = Letterbox(*size, self.input_width_px)
+            if letterbox.input_px != self._letterbox.input_px:
+                raise ValueError(f"a crop of {width_px}x{height_px} has another shape than the frame")
+            self._crop_letterboxes[size] = letterbox
+        return self._crop_letterboxes[size]
+
+    def _people(self, rows: Array, letterbox: Letterbox) -> list[Person]:
         """From [n, 5] rows (centre x, y, width, height, score) in input pixels."""
         rows = rows[np.argsort(-rows[:, 4], kind="stable")[:MAX_CANDIDATES]]
         half = rows[:, 2:4] / 2
         corners = np.concatenate((rows[:, :2] - half, rows[:, :2] + half), 1)
         kept = suppress(corners, self._iou_thres, self._max_det)
-        boxes = self._letterbox.unpack(corners[kept])
+        boxes = letterbox.unpack(corners[kept])
         return [Person._make([*box, score]) for box, score in zip(boxes.tolist(), rows[kept, 4].tolist(), strict=True)]
+
+
+def _into_frame(people: list[Person], crop: Region, frame_shape: tuple[int, ...]) -> list[Person]:
+    """From pixels of the crop to pixels of the frame, without those that the crop cuts."""
+    left, top, right, bottom = crop
+    limits = (left or -CUT_PX, top or -CUT_PX)
+    far = (right if right < frame_shape[1] else right + CUT_PX, bottom if bottom < frame_shape[0] else bottom + CUT_PX)
+    moved = [Person(p.x1 + left, p.y1 + top, p.x2 + left, p.y2 + top, p.confidence) for p in people]
+    return [
+        p
+        for p in moved
+        if p.x1 >= limits[0] + CUT_PX
+        and p.y1 >= limits[1] + CUT_PX
+        and p.x2 <= far[0] - CUT_PX
+        and p.y2 <= far[1] - CUT_PX
+    ]

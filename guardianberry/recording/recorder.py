@@ -3,11 +3,13 @@
 Inferences go in, actions come out. No I/O, no clock, no threads. All times are monotonic seconds.
 
     IDLE --- enough inferences with a person, gap since the last start over ---> RECORDING   (Start)
+    IDLE --- the same within the gap, by somebody who came into an empty scene ---> IDLE     (Alert)
     RECORDING --- person gone (`step`) | clip full, camera lost, shutdown (`end`) ---> IDLE   (Stop)
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _MISSES_FORGIVEN = 1  # inferences without a person among those that start an event
+_ALERT_GAP_S = 10.0  # between alerts within the gap: people who come and go are not a flood
 _WINDOW_MAX_AGE_S = 5.0  # an older detection starts no event: its frame is too old for an alert
 
 
@@ -36,6 +39,13 @@ class Inference:
 @dataclass(frozen=True)
 class Start:
     """Make an alert image of `first`, and record a clip that begins with the pre-roll."""
+
+    first: Inference
+
+
+@dataclass(frozen=True)
+class Alert:
+    """Make an alert image of `first`, without a clip: the gap between clips is not over."""
 
     first: Inference
 
@@ -63,6 +73,8 @@ class Recorder:
 
     An event starts when `detections_to_start` of the last `detections_to_start` + 1 inferences found a person, so that
     one false detection starts none. `person_gone_after_s` = 0 ends the event at the first one without a person.
+    The gap bounds clips. Somebody new within it, who comes into a scene that was empty for `person_gone_after_s`, is
+    told by an image alone.
     The length of the clip is not decided here: `ClipWriter` ends it, and the loop then calls `end`.
     """
 
@@ -79,7 +91,10 @@ class Recorder:
         self._window: deque[Inference] = deque(maxlen=detections_to_start + _MISSES_FORGIVEN)
         self._event: list[Inference] = []  # of the current event, without frames; empty when idle
         self._last_start_s: float | None = None
-        self._last_person_s = 0.0
+        self._last_alert_s = -math.inf
+        self._last_person_s = -math.inf
+        self._is_empty = True  # nobody for `person_gone_after_s`
+        self._came_in = False  # into an empty scene, and not told yet
 
     @property
     def recording(self) -> bool:
@@ -98,11 +113,12 @@ class Recorder:
             inference_time_ms=round(statistics.median(seen.inference_ms for seen in self._event)),
         )
 
-    def step(self, inference: Inference) -> Start | Stop | None:
+    def step(self, inference: Inference) -> Start | Alert | Stop | None:
         """The action that follows from this inference, if any."""
         while self._window and inference.time_s - self._window[0].time_s > _WINDOW_MAX_AGE_S:
             self._window.popleft()
         self._window.append(inference)
+        self._follow_scene(inference)
         if self.recording:
             return self._go_on(inference)
         return self._start_if_sure(inference)
@@ -112,23 +128,32 @@ class Recorder:
         self._window.clear()
         return self._stop(now_s, reason) if self.recording else None
 
-    def _start_if_sure(self, inference: Inference) -> Start | None:
+    def _follow_scene(self, inference: Inference) -> None:
+        if inference.confidences:
+            self._came_in = self._came_in or self._is_empty
+            self._is_empty = False
+            self._last_person_s = inference.time_s
+        elif inference.time_s - self._last_person_s >= self._person_gone_after_s:
+            self._is_empty, self._came_in = True, False
+
+    def _start_if_sure(self, inference: Inference) -> Start | Alert | None:
         with_person = [seen for seen in self._window if seen.confidences]
         if not inference.confidences or len(with_person) < self._detections_to_start:
             return None
         if self._last_start_s is not None and inference.time_s - self._last_start_s < self._min_gap_s:
-            return None
-        self._last_start_s = self._last_person_s = inference.time_s
+            if not self._came_in or inference.time_s - self._last_alert_s < _ALERT_GAP_S:
+                return None
+            self._last_alert_s, self._came_in = inference.time_s, False
+            return Alert(first=with_person[0])
+        self._last_start_s = self._last_alert_s = inference.time_s
+        self._came_in = False
         self._event = [_without_frame(seen) for seen in with_person]
         return Start(first=with_person[0])
 
     def _go_on(self, inference: Inference) -> Stop | None:
         self._event.append(_without_frame(inference))
-        if inference.confidences:
-            self._last_person_s = inference.time_s
-        if not inference.confidences and inference.time_s - self._last_person_s >= self._person_gone_after_s:
-            return self._stop(inference.time_s, "the person is gone")
-        return None
+        self._came_in = False  # the clip shows whoever comes
+        return self._stop(inference.time_s, "the person is gone") if self._is_empty else None
 
     def _stop(self, now_s: float, reason: str) -> Stop:
         stop = Stop(time_s=now_s, reason=reason, facts=self.facts())

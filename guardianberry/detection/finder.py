@@ -1,0 +1,91 @@
+"""Which people count in a frame: the motion gate, the detector on the frame or a crop of it, zones and still things."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from guardianberry.detection.motion import MotionGate
+from guardianberry.detection.postprocess import Person
+from guardianberry.detection.regions import Region, crop_around, movers
+from guardianberry.detection.stationary import StationaryFilter
+from guardianberry.detection.view import ViewGuard
+from guardianberry.detection.zones import Zone, outside
+
+if TYPE_CHECKING:
+    from guardianberry.camera.decoder import Frame
+    from guardianberry.detection.detector import Detector
+
+log = logging.getLogger(__name__)
+
+CROPS_IN_A_ROW = 3
+PERSON_REMEMBERED_S = 2.0  # who was lost is looked for in the same place for so long
+
+
+class PeopleFinder:
+    """Give it every frame, in order. For one thread.
+
+    Where the whole frame shows nobody and something small moves, the next inference is for a crop around it, and while
+    crops show somebody, `CROPS_IN_A_ROW` of them are followed by one of the whole frame. So small people are found at
+    no more cost, and a crop that shows nobody delays the whole frame by one inference.
+    """
+
+    def __init__(self, detector: Detector, *, inference_at_least_every_s: float, ignore_zones: Sequence[Zone]) -> None:
+        self._detector = detector
+        self._gate = MotionGate(inference_at_least_every_s=inference_at_least_every_s)
+        self._still = StationaryFilter()
+        self._view = ViewGuard()
+        self._zones = ignore_zones
+        self._last_person: Person | None = None
+        self._last_person_s = 0.0
+        self._crops_in_a_row = 0
+        self._found = True  # by the last inference: the first one is for the whole frame
+        self._turn = 0
+
+    @property
+    def still_things(self) -> int:
+        """How many places are known where something that looks like a person never moves."""
+        return self._still.known_still
+
+    def camera_restarted(self) -> None:
+        """What is known of the scene may be wrong now: everything counts again."""
+        self._still.forget()
+
+    def find(self, frame: Frame, *, attentive: bool) -> list[Person] | None:
+        """The people who count, the surest first; None where the frame needs no inference, because nothing moves.
+
+        `attentive`: a person was detected or may be there, so every frame needs one.
+        """
+        if not self._gate.needs_inference(frame.luma(), frame.arrival_s, attentive=attentive):
+            return None
+        height_px, width_px = frame.bgr.shape[:2]
+        crop = self._crop(width_px, height_px, frame.arrival_s)
+        people = self._detector.find_people(frame.bgr, crop)
+        people = outside(self._zones, people, width_px, height_px)
+        counting = self._still.people_who_count(people, self._gate.small, width_px, frame.arrival_s)
+        self._crops_in_a_row = self._crops_in_a_row + 1 if crop else 0
+        self._found = bool(counting)
+        if counting:
+            self._last_person, self._last_person_s = counting[0], frame.arrival_s
+        log.debug(
+            "frame %d%s: %d person(s), %d count", frame.number, " (crop)" if crop else "", len(people), len(counting)
+        )
+        return counting
+
+    def view_lost(self, frame: Frame) -> str:
+        """Why the camera does not see its scene any more, once each time; "" otherwise. Call it after `find`."""
+        return self._view.lost(self._gate.small, frame.arrival_s)
+
+    def _crop(self, width_px: int, height_px: int, time_s: float) -> Region | None:
+        """The part of the frame that is due for an inference; None for the whole."""
+        is_whole_due = not self._found if self._crops_in_a_row else self._found
+        if is_whole_due or self._crops_in_a_row >= CROPS_IN_A_ROW:
+            return None
+        input_width_px = self._detector.input_width_px
+        if self._last_person is not None and time_s - self._last_person_s < PERSON_REMEMBERED_S:
+            if crop := crop_around(self._last_person[:4], width_px, height_px, input_width_px):
+                return crop
+        boxes = movers(self._gate.moving, width_px, height_px)
+        self._turn += 1
+        return crop_around(boxes[self._turn % len(boxes)], width_px, height_px, input_width_px) if boxes else None
