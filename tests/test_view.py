@@ -1,0 +1,123 @@
+"""The view is lost: what is told, within 90 s, and what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+
+from guardianberry.detection.view import LEARNT_S, ViewGuard
+
+Picture = np.ndarray
+HEIGHT_PX, WIDTH_PX = 120, 160
+ROWS, COLUMNS = np.mgrid[0:HEIGHT_PX, 0:WIDTH_PX]
+
+
+def scene(seed: int = 1) -> Picture:
+    """Furniture: rectangles of many sizes and greys, with a little texture."""
+    random = np.random.default_rng(seed)
+    picture = np.full((HEIGHT_PX, WIDTH_PX), 110, np.float32)
+    for _ in range(40):
+        x, y, w, h = random.integers([0, 0, 6, 6], [150, 110, 60, 50])
+        cv2.rectangle(picture, (int(x), int(y)), (int(x + w), int(y + h)), float(random.integers(20, 230)), -1)
+    return picture + random.normal(0, 6, picture.shape).astype(np.float32)
+
+
+def spot(x: int, y: int, width_px: float) -> Picture:
+    return np.exp(-((COLUMNS - x) ** 2 + (ROWS - y) ** 2) / (2 * width_px**2)).astype(np.float32)
+
+
+def blurred(picture: Picture) -> Picture:
+    return cv2.GaussianBlur(picture, (0, 0), 2)
+
+
+def sprayed(picture: Picture) -> Picture:
+    drops = cv2.GaussianBlur(np.random.default_rng(3).normal(0, 1, picture.shape), (0, 0), 6)
+    return np.where(drops > np.quantile(drops, 0.12), 0.15 * picture + 150, picture).astype(np.float32)
+
+
+def shaken(picture: Picture) -> Picture:
+    return np.roll(picture, tuple(np.random.default_rng().integers(-1, 2, 2)), (0, 1))
+
+
+def play(
+    guard: ViewGuard, change: Callable[[Picture], Picture], begin_s: float, seconds: float
+) -> list[tuple[float, str]]:
+    """What is told, and how many seconds after `begin_s`."""
+    noise, told = np.random.default_rng(7), []
+    for second in range(int(seconds)):
+        seen = np.clip(change(scene()) + noise.normal(0, 1.2, (HEIGHT_PX, WIDTH_PX)), 0, 255).astype(np.float32)
+        if reason := guard.lost(seen, begin_s + second):
+            told.append((float(second), reason))
+    return told
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda picture: np.full_like(picture, 10), "covered"),
+        (lambda picture: np.full_like(picture, 120), "covered"),
+        (lambda picture: cv2.GaussianBlur(picture, (0, 0), 20) / 3, "covered"),
+        (sprayed, "covered"),
+        (lambda picture: np.roll(picture, 24, 1), "turned"),
+        (lambda picture: np.roll(picture, (15, 40), (0, 1)), "turned"),
+        (lambda picture: scene(2), "turned"),
+        (blurred, "focus"),
+    ],
+    ids=["black", "grey", "hand", "spray", "shifted", "turned", "elsewhere", "out of focus"],
+)
+def test_a_lost_view_is_told_once_within_90_s(change, reason):
+    guard = ViewGuard()
+    assert play(guard, lambda picture: picture, 0, 180) == []
+    told = play(guard, change, 180, 300)
+    assert len(told) == 1, told
+    assert told[0][0] <= 90
+    assert reason in told[0][1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda picture: picture * 0.1,
+        lambda picture: 255 * (picture.clip(0, 255) / 255) ** 0.45,
+        lambda picture: picture * (0.3 + 1.1 * spot(140, 20, 50)),
+        lambda picture: 0.3 * picture + 140,
+        lambda picture: 0.8 * picture * spot(80, 60, 65) + 20,
+        shaken,
+    ],
+    ids=["light off", "exposure", "lamp", "fog", "IR cut filter", "shake"],
+)
+def test_light_and_weather_are_not_told(change):
+    guard = ViewGuard()
+    assert play(guard, lambda picture: picture, 0, 180) == []
+    for switch in range(4):
+        begin_s = 180 + 400 * switch
+        assert play(guard, change, begin_s, 200) == []
+        assert play(guard, lambda picture: picture, begin_s + 200, 200) == []
+
+
+def test_who_covers_the_lens_for_half_a_minute_is_not_told():
+    guard = ViewGuard()
+    play(guard, lambda picture: picture, 0, 180)
+    assert play(guard, lambda picture: np.full_like(picture, 90), 180, 30) == []
+    assert play(guard, lambda picture: picture, 210, 120) == []
+    assert not guard.is_lost
+
+
+def test_what_stays_is_learnt_and_the_former_scene_is_still_known():
+    guard = ViewGuard()
+    play(guard, lambda picture: picture, 0, 180)
+    assert len(play(guard, lambda picture: scene(2), 180, LEARNT_S + 300)) == 1
+    assert not guard.is_lost
+    assert play(guard, lambda picture: picture, 2000, 300) == []
+    assert play(guard, lambda picture: scene(2), 2300, 300) == []
+
+
+def test_it_is_told_again_when_it_is_lost_again():
+    guard = ViewGuard()
+    play(guard, lambda picture: picture, 0, 180)
+    assert len(play(guard, lambda picture: np.full_like(picture, 120), 180, 100)) == 1
+    assert play(guard, lambda picture: picture, 280, 100) == []
+    assert len(play(guard, lambda picture: np.full_like(picture, 120), 380, 100)) == 1
