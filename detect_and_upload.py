@@ -71,6 +71,7 @@ INFERENCE_AT_LEAST_EVERY_S = (
     1  # also where nothing moves, to find people who stand still; 10 is cooler, finds them later
 )
 DETECTOR_INPUT_WIDTH_PX = 416  # 640 costs 2.3 times as much, sees 1.5 times as far, and takes some cars for people
+IGNORE_ZONES = ()  # polygons in fractions of the picture: (((0, 0), (0.3, 0), (0.3, 1)),); who stands in one is ignored
 
 # ---- Camera
 FRAME_WIDTH_PX = 640  # what is recorded; more costs bytes and decoding, the detector's input stays the same

@@ -81,6 +81,10 @@ def _rules(c: SimpleNamespace) -> Iterator[tuple[Any, str]]:
         yield 64 <= size_px <= 4096 and size_px % 2 == 0, f"{name} must be even (H.264) and lie between 64 and 4096"
     every = "INFERENCE_AT_LEAST_EVERY_S must be above 0 and at most MAX_RECORDING_DURATION_S"
     yield 0 < c.INFERENCE_AT_LEAST_EVERY_S <= longest, f"{every}, or people who stand still are missed"
+    yield (
+        _are_zones(getattr(c, "IGNORE_ZONES", None)),
+        "IGNORE_ZONES must be polygons like (((0, 0), (0.3, 0), (0.3, 1)),): points from 0 to 1",
+    )
     yield c.DETECTOR_INPUT_WIDTH_PX >= 64, "DETECTOR_INPUT_WIDTH_PX must be at least 64"
     yield c.FRAME_RATE_FPS >= 1, "FRAME_RATE_FPS must be at least 1"
     least_bps = max(200_000, int(0.05 * c.FRAME_WIDTH_PX * c.FRAME_HEIGHT_PX * c.FRAME_RATE_FPS))
@@ -107,3 +111,11 @@ def _rules(c: SimpleNamespace) -> Iterator[tuple[Any, str]]:
         ArmedHours(c.ARMED_HOURS)
     except ValueError as error:
         yield False, f"ARMED_HOURS: {error}"
+
+
+def _are_zones(zones: Any) -> bool:
+    """A list of polygons with three points or more, each two fractions of the picture."""
+    try:
+        return all(len(zone) >= 3 and all(0 <= float(x) <= 1 and 0 <= float(y) <= 1 for x, y in zone) for zone in zones)
+    except (TypeError, ValueError):
+        return False

@@ -30,6 +30,10 @@ def test_the_defaults_are_sound():
         ("PRE_ROLL_S", script.MAX_RECORDING_DURATION_S / 2 + 1),
         ("MIN_GAP_BETWEEN_VIDEO_START_S", script.MAX_RECORDING_DURATION_S - 1),
         ("FRAME_WIDTH_PX", 641),
+        ("IGNORE_ZONES", ((0, 0), (0.3, 0), (0.3, 1))),  # one polygon, not a list of them
+        ("IGNORE_ZONES", (((0, 0), (0.3, 0)),)),
+        ("IGNORE_ZONES", (((0, 0), (300, 0), (300, 400)),)),  # pixels
+        ("IGNORE_ZONES", None),
         ("FRAME_HEIGHT_PX", 2),
         ("INFERENCE_AT_LEAST_EVERY_S", script.MAX_RECORDING_DURATION_S + 1),
         ("DETECTOR_INPUT_WIDTH_PX", 0),
