@@ -53,9 +53,10 @@ def watch(video: Path, *, crops: bool, seconds: float) -> Outcome:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the first seconds of each clip; nothing is kept")
+    parser.add_argument("--only", default="", help="films whose name holds this")
     options = parser.parse_args()
     rows = []
-    for video in [SCENE, *sorted(CLIPS.glob("*.mp4"))]:
+    for video in [v for v in [SCENE, *sorted(CLIPS.glob("*.mp4"))] if not options.only or options.only in v.name]:
         whole, crop = (watch(video, crops=crops, seconds=5 if options.quick else 30) for crops in (False, True))
         share = [100 * outcome.found / max(1, outcome.inferences) for outcome in (whole, crop)]
         starts = ["none" if o.start_s is None else f"{o.start_s:.1f}" for o in (whole, crop)]

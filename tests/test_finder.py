@@ -9,7 +9,7 @@ import pytest
 
 from guardianberry.detection.finder import CROPS_IN_A_ROW, PeopleFinder
 from guardianberry.detection.postprocess import Person
-from guardianberry.detection.regions import crop_around, movers
+from guardianberry.detection.regions import Movers, crop_around
 from guardianberry.detection.zones import outside
 
 WIDTH_PX, HEIGHT_PX = 640, 480
@@ -136,16 +136,19 @@ def test_a_frame_that_the_network_sees_at_its_own_size_has_no_crops():
 
 
 def test_movers_are_told_apart_the_largest_first():
-    moving = np.zeros((118, 158), bool)
-    moving[20:30, 20:24] = moving[60:80, 100:106] = True
-    moving[5, 5] = True  # noise, widened by the dilation to less than a person
-    found = movers(moving, WIDTH_PX, HEIGHT_PX)
-    assert len(found) >= 2
-    left, top, right, bottom = found[0]
-    assert left <= 404
-    assert right >= 426
-    assert top <= 244
-    assert bottom >= 324
+    before = np.full((120, 160), 100, np.float32)
+    now = before.copy()
+    now[20:30, 20:24] = now[60:80, 100:106] = 200
+    now[5, 5] = 110  # noise
+    movers = Movers()
+    assert movers.find(before, 0.0, WIDTH_PX) == []
+    found = movers.find(now, 0.4, WIDTH_PX)
+    assert len(found) == 2
+    for (left, top, right, bottom), (x, y, w, h) in zip(found, [(100, 60, 6, 20), (20, 20, 4, 10)], strict=True):
+        assert left <= 4 * x
+        assert top <= 4 * y
+        assert right >= 4 * (x + w)
+        assert bottom >= 4 * (y + h)
 
 
 ZONE = ((0.5, 0.0), (1.0, 0.0), (1.0, 1.0), (0.5, 1.0))

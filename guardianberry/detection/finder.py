@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from guardianberry.detection.motion import MotionGate
 from guardianberry.detection.postprocess import Person
-from guardianberry.detection.regions import Region, crop_around, movers
+from guardianberry.detection.regions import Movers, Region, crop_around
 from guardianberry.detection.stationary import StationaryFilter
 from guardianberry.detection.view import ViewGuard
 from guardianberry.detection.zones import Zone, outside
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CROPS_IN_A_ROW = 3
-PERSON_REMEMBERED_S = 2.0  # who was lost is looked for in the same place for so long
 
 
 class PeopleFinder:
@@ -34,11 +33,11 @@ class PeopleFinder:
     def __init__(self, detector: Detector, *, inference_at_least_every_s: float, ignore_zones: Sequence[Zone]) -> None:
         self._detector = detector
         self._gate = MotionGate(inference_at_least_every_s=inference_at_least_every_s)
+        self._movers = Movers()
         self._still = StationaryFilter()
         self._view = ViewGuard()
         self._zones = ignore_zones
         self._last_person: Person | None = None
-        self._last_person_s = 0.0
         self._crops_in_a_row = 0
         self._found = True  # by the last inference: the first one is for the whole frame
         self._turn = 0
@@ -67,7 +66,9 @@ class PeopleFinder:
         self._crops_in_a_row = self._crops_in_a_row + 1 if crop else 0
         self._found = bool(counting)
         if counting:
-            self._last_person, self._last_person_s = counting[0], frame.arrival_s
+            self._last_person = counting[0]
+        elif crop:
+            self._last_person = None  # is not where it was: whatever moves has its turn
         log.debug(
             "frame %d%s: %d person(s), %d count", frame.number, " (crop)" if crop else "", len(people), len(counting)
         )
@@ -79,13 +80,13 @@ class PeopleFinder:
 
     def _crop(self, width_px: int, height_px: int, time_s: float) -> Region | None:
         """The part of the frame that is due for an inference; None for the whole."""
+        boxes = self._movers.find(self._gate.small, time_s, width_px)
         is_whole_due = not self._found if self._crops_in_a_row else self._found
         if is_whole_due or self._crops_in_a_row >= CROPS_IN_A_ROW:
             return None
         input_width_px = self._detector.input_width_px
-        if self._last_person is not None and time_s - self._last_person_s < PERSON_REMEMBERED_S:
+        if self._last_person is not None:
             if crop := crop_around(self._last_person[:4], width_px, height_px, input_width_px):
                 return crop
-        boxes = movers(self._gate.moving, width_px, height_px)
         self._turn += 1
         return crop_around(boxes[self._turn % len(boxes)], width_px, height_px, input_width_px) if boxes else None

@@ -44,7 +44,6 @@ class MotionGate:
     def __init__(self, *, inference_at_least_every_s: float) -> None:
         self._inference_at_least_every_s = inference_at_least_every_s
         self.small: Array = np.zeros((0, 0), np.float32)  # the last frame, scaled down
-        self.moving: Array = np.zeros((0, 0), bool)  # where something moves in it, without the outermost pixels
         self._background = self.small
         self._usual_change = self._background
         self._last_s = self._inference_s = self._moved_s = -math.inf
@@ -57,8 +56,7 @@ class MotionGate:
         or may be there. Then every frame needs an inference, and motion is not learnt as usual change.
         """
         self.small = shrink(luma)
-        self.moving = self._moving(self.small, time_s, attentive=attentive)
-        if self.moving.any():
+        if self._moves(self.small, time_s, attentive=attentive):
             self._moved_s = time_s
         is_due = time_s - self._inference_s >= self._inference_at_least_every_s
         if not (attentive or is_due or time_s - self._moved_s < HOLD_S):
@@ -66,23 +64,25 @@ class MotionGate:
         self._inference_s = time_s
         return True
 
-    def _moving(self, small: Array, time_s: float, *, attentive: bool) -> Array:
+    def _moves(self, small: Array, time_s: float, *, attentive: bool) -> bool:
         """Compare with the background, then update the background."""
         if self._background.shape != small.shape:
-            return self._reset(small, time_s)
+            self._reset(small, time_s)
+            return True
         change, deviation = self._compare(small)
         if _middle(deviation - self._usual_change) > LIGHT_LEVELS:
             self._background = _relight(self._background, small)
             change, deviation = self._compare(small)
             if _middle(deviation) > OTHER_PICTURE_LEVELS:
-                return self._reset(small, time_s)
+                self._reset(small, time_s)
+                return True
         moving = deviation > FLOOR_LEVELS + USUAL_CHANGE_FACTOR * self._usual_change
         if attentive:
             # A known person does not become part of the background, which would show as motion once they leave.
             change[np.pad(moving, 1, "edge")] = 0
             deviation = self._usual_change
         self._learn(change, deviation, time_s)
-        return moving
+        return bool(moving.any())
 
     def _compare(self, small: Array) -> tuple[Array, Array]:
         """The change of each pixel, and its size in means of 3x3 without the outermost pixels: that removes noise.
@@ -103,13 +103,11 @@ class MotionGate:
         usual = np.minimum(deviation, np.float32(MAX_USUAL_CHANGE_LEVELS))
         self._usual_change += np.float32(share) * (usual - self._usual_change)
 
-    def _reset(self, small: Array, time_s: float) -> Array:
-        """Begin with this picture; everything counts as moving."""
+    def _reset(self, small: Array, time_s: float) -> None:
         self._background = small
         self._usual_change = np.zeros((small.shape[0] - 2, small.shape[1] - 2), np.float32)
         self._last_s = time_s
         self._seen_frames = 0
-        return np.ones(self._usual_change.shape, bool)
 
 
 def shrink(luma: Array) -> Array:

@@ -7,6 +7,7 @@ enlarged up to 2.6 times, at the same cost. Only small movers get one: who is la
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 
 import cv2
@@ -18,22 +19,41 @@ LEAST_WIDTH_PX = 160  # a smaller crop has no more detail to show
 CONTEXT = 2.0  # the crop is so many times as wide or high as what moves
 LARGE_SHARE = 0.4  # of the frame's height: who is so high is found in the whole frame
 MOST_MOVERS = 6  # the largest ones take turns
-LEAST_AREA = 4  # small pixels: less is noise
+COMPARED_S = 0.35  # a step
+CHANGE_LEVELS, NOISE_FACTOR = 5.0, 6.0  # grey levels of 255, and times the median change
+JOINED_PX = (5, 3)  # height, width: legs and body of one person are one mover
+LEAST_AREA = 20  # small pixels after that: less is noise
 STEPS = 4  # sizes of crops; each costs one canvas in memory
 
 Region = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the frame
 
 
-def movers(moving: Array, frame_width_px: int, frame_height_px: int) -> list[Region]:
-    """Boxes around what moves, the largest first, in pixels of the frame. `moving`: bool, a smaller picture of it."""
-    scale_x, scale_y = frame_width_px / moving.shape[1], frame_height_px / moving.shape[0]
-    joined = cv2.dilate(moving.astype(np.uint8), np.ones((5, 3), np.uint8))  # legs and body of one person
-    _, _, stats, _ = cv2.connectedComponentsWithStats(joined)
-    found = sorted((row for row in stats[1:].tolist() if row[4] >= LEAST_AREA), key=lambda row: -row[4])
-    return [
-        (int(x * scale_x), int(y * scale_y), int((x + w) * scale_x), int((y + h) * scale_y))
-        for x, y, w, h, _ in found[:MOST_MOVERS]
-    ]
+class Movers:
+    """What moves now: differences from the picture of a moment before.
+
+    The motion gate's background would not do: while somebody is in view it keeps all that differs from the empty room.
+    """
+
+    def __init__(self) -> None:
+        self._before: deque[tuple[float, Array]] = deque()
+
+    def find(self, small: Array, time_s: float, frame_width_px: int) -> list[Region]:
+        """Boxes in pixels of the frame around what moved since `COMPARED_S` before, the largest first."""
+        if self._before and self._before[-1][1].shape != small.shape:
+            self._before.clear()
+        self._before.append((time_s, small))
+        while len(self._before) > 1 and time_s - self._before[1][0] >= COMPARED_S:
+            self._before.popleft()
+        difference = np.abs(cv2.blur(small - self._before[0][1], (3, 3)))
+        noise = float(np.median(difference[::2, ::2]))
+        moving = (difference > max(CHANGE_LEVELS, NOISE_FACTOR * noise)).astype(np.uint8)
+        _, _, stats, _ = cv2.connectedComponentsWithStats(cv2.dilate(moving, np.ones(JOINED_PX, np.uint8)))
+        scale = frame_width_px / small.shape[1]
+        found = sorted((row for row in stats[1:].tolist() if row[4] >= LEAST_AREA), key=lambda row: -row[4])
+        return [
+            (int(x * scale), int(y * scale), int((x + w) * scale), int((y + h) * scale))
+            for x, y, w, h, _ in found[:MOST_MOVERS]
+        ]
 
 
 def crop_around(box: Sequence[float], frame_width_px: int, frame_height_px: int, input_width_px: int) -> Region | None:
