@@ -14,6 +14,8 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 import detect_and_upload as script
@@ -176,13 +178,26 @@ def test_a_machine_where_all_is_well(machine: Machine, proxy: FaultyProxy) -> No
     assert len(page.splitlines()) < 40, "a page"
 
 
-def test_it_leaves_nothing_behind(machine: Machine, proxy: FaultyProxy, s3: S3Server) -> None:
+def test_it_leaves_nothing_behind_but_the_picture(machine: Machine, proxy: FaultyProxy, s3: S3Server) -> None:
     machine.use(proxy.url)
-    before = sorted(machine.program.rglob("*"))
+    before = sorted([*machine.program.rglob("*"), machine.program / "check.jpg"])
     objects = [s3.keys(bucket) for bucket in BUCKETS.values()]
     machine.check()
     assert sorted(machine.program.rglob("*")) == before
     assert [s3.keys(bucket) for bucket in BUCKETS.values()] == objects, "only --upload may write into a bucket"
+
+
+def test_the_picture_shows_the_zones(machine: Machine, proxy: FaultyProxy) -> None:
+    machine.use(proxy.url)
+    machine.check()
+    without = cv2.imread(str(machine.program / "check.jpg")).astype(int)
+    _, page = machine.check(IGNORE_ZONES=(((0.1, 0.1), (0.5, 0.1), (0.5, 0.6)),))
+    assert "check.jpg" in page
+    picture = cv2.imread(str(machine.program / "check.jpg")).astype(int)
+    height_px, width_px = picture.shape[:2]
+    corner = np.s_[int(0.1 * height_px) - 3 : int(0.1 * height_px) + 3, int(0.3 * width_px)]
+    assert abs(picture[corner] - without[corner]).max() > 40
+    assert (machine.program / "check.jpg").stat().st_mode & 0o077 == 0
 
 
 def test_no_credential_is_ever_shown(machine: Machine, proxy: FaultyProxy) -> None:

@@ -18,6 +18,7 @@ from guardianberry.camera.others import RunningCamera
 from guardianberry.camera.process import PACKAGE, CameraError, fault_of_exit
 from guardianberry.doctor.machine import cron_lines, output_of
 from guardianberry.doctor.page import Finding, fail, ok, warn
+from guardianberry.files import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from guardianberry.camera.decoder import Frame
     from guardianberry.camera.supervisor import Camera
     from guardianberry.detection.detector import Detector
+    from guardianberry.detection.postprocess import Person
+    from guardianberry.detection.zones import Zone
 
 SLOW_INFERENCE_MS = 1000.0  # an alert takes three inferences and the upload: 5 s are over
 _INFERENCES = 5
@@ -159,8 +162,13 @@ def check_view(sensor: Sensor, asked_px: tuple[int, int], frame_rate_fps: float)
         yield ok("view", text)
 
 
-def check_model(make_detector: Callable[[], Detector], frame: Frame | None, grey_bgr: np.ndarray) -> Finding:
-    """Load the model as the daemon does, and time it on the frame, or on the grey picture if there is none."""
+def check_model(
+    make_detector: Callable[[], Detector], frame: Frame | None, grey_bgr: np.ndarray
+) -> Generator[Finding, None, list[Person]]:
+    """Load the model as the daemon does, and time it on the frame, or on the grey picture if there is none.
+
+    Returns the people in the frame.
+    """
     from guardianberry.detection.weights import WeightsError
 
     bgr = grey_bgr if frame is None else frame.bgr
@@ -170,7 +178,8 @@ def check_model(make_detector: Callable[[], Detector], frame: Frame | None, grey
     try:
         detector = make_detector()
     except WeightsError as error:
-        return fail("model", str(error), "Until this is corrected the daemon uses the bundled model, or cannot start.")
+        yield fail("model", str(error), "Until this is corrected the daemon uses the bundled model, or cannot start.")
+        return []
     finally:
         logging.getLogger("guardianberry").removeHandler(warnings)
     times_ms = []
@@ -182,10 +191,29 @@ def check_model(make_detector: Callable[[], Detector], frame: Frame | None, grey
     if frame is not None:
         text += f", {len(people)} person(s) in view now"
     if warnings.buffer:
-        return warn("model", text, " ".join(record.getMessage() for record in warnings.buffer))
-    if inference_ms > SLOW_INFERENCE_MS:
-        return warn("model", text, "That is slow: an alert takes three inferences. Set DETECTOR_INPUT_WIDTH_PX lower.")
-    return ok("model", text)
+        yield warn("model", text, " ".join(record.getMessage() for record in warnings.buffer))
+    elif inference_ms > SLOW_INFERENCE_MS:
+        yield warn("model", text, "That is slow: an alert takes three inferences. Set DETECTOR_INPUT_WIDTH_PX lower.")
+    else:
+        yield ok("model", text)
+    return people
+
+
+def save_picture(path: Path, bgr: np.ndarray, people: list[Person], zones: Sequence[Zone]) -> Finding:
+    """What the camera sees now, with the people boxed and IGNORE_ZONES outlined. Nothing is uploaded."""
+    import cv2
+
+    from guardianberry.detection.zones import outline
+    from guardianberry.recording.snapshot import draw_people
+
+    picture = draw_people(bgr, people)
+    outline(picture, zones)
+    encoded, jpeg = cv2.imencode(".jpg", picture)
+    try:
+        write_atomically(path, jpeg.tobytes() if encoded else b"")
+    except OSError as error:
+        return warn("picture", f"{path} cannot be written: {error.strerror}", "Make the folder writable for this user.")
+    return ok("picture", f"what the camera sees now is in {path.name}, with people and IGNORE_ZONES")
 
 
 def is_converted(weights: str, models_folder: Path) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 
 from guardianberry.armed import ArmedHours
 from guardianberry.camera.others import RunningCamera, running_cameras
-from guardianberry.doctor.camera import check_camera, check_model, check_program, check_use, is_converted
+from guardianberry.doctor.camera import check_camera, check_model, check_program, check_use, is_converted, save_picture
 from guardianberry.doctor.machine import (
     User,
     check_clock,
@@ -124,4 +124,6 @@ def _camera_and_model(
         yield warn("model", f"the running daemon is still preparing {c.WEIGHTS}", "Check again in a minute.")
     else:
         grey = np.full((c.FRAME_HEIGHT_PX, c.FRAME_WIDTH_PX, 3), 114, np.uint8)
-        yield check_model(make_detector, frame, grey)
+        people = yield from check_model(make_detector, frame, grey)
+        if frame is not None:
+            yield save_picture(folder / "check.jpg", frame.bgr, people, c.IGNORE_ZONES)
