@@ -20,7 +20,8 @@ WITH_A_PERSON = slice(60, 120)  # frames of scene.mp4, from a key frame on
 
 def write_footage(path: Path, units: slice = WITH_A_PERSON) -> list[bytes]:
     """An Annex-B file of these units of scene.mp4, for STAND_IN_H264; what identifies each of its pictures."""
-    made = list(itertools.islice(encode(SCENE, frame_rate_fps=FRAME_RATE_FPS), units.start, units.stop))
+    encoded = encode(SCENE, frame_rate_fps=FRAME_RATE_FPS, persona="pi5")  # several slices a picture
+    made = list(itertools.islice(encoded, units.start, units.stop))
     path.write_bytes(b"".join(made))
     pictures = [slices_of(split_annex_b(unit)) for unit in made]
     assert len(set(pictures)) == len(pictures), "the footage has two equal pictures"
@@ -68,7 +69,7 @@ def own_camera(folder: Path) -> dict[str, str]:
     program = folder / "rpicam-vid"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{folder}/stand-in" "$@"\n', encoding="utf-8")
     program.chmod(0o755)
-    return {"PATH": f"{folder}:/usr/bin:/bin"}
+    return {"PATH": f"{folder}:/usr/bin:/bin", "STAND_IN_PERSONA": "pi5"}  # writes in pieces
 
 
 def cameras_in(folder: Path) -> Iterator[psutil.Process]:

@@ -30,7 +30,7 @@ CLIPS = ROOT.parent / "shared" / "clips"
 SCENE = ROOT / "demo" / "scene.mp4"
 
 
-def encode(video: Any, *, frame_rate_fps: int, seconds: float | None = None) -> Iterator[bytes]:
+def encode(video: Any, *, frame_rate_fps: int, seconds: float | None = None, persona: str = "vc4") -> Iterator[bytes]:
     """Access units of `video` at the script's size and bit rate, the picture letterboxed: what the camera would send.
 
     `video`: a path, or anything with `frame_at`. `seconds` longer than it is play it in a loop; without, it plays once.
@@ -43,10 +43,10 @@ def encode(video: Any, *, frame_rate_fps: int, seconds: float | None = None) -> 
         "--bitrate": script.BITRATE_BPS,
     }
     words = [str(word) for pair in arguments.items() for word in pair]
-    options = parse_options([*words, "--inline"], option_table())
+    options = parse_options([*words, "--inline", "--low-latency"], option_table())
     if isinstance(video, Path):
         video = VideoFile(str(video), "exit" if seconds is None else "loop", 0.0)
-    source = EncodedVideo(options, "vc4", video)
+    source = EncodedVideo(options, persona, video)
     number = 0
     while (seconds is None or number < seconds * frame_rate_fps) and (unit := source.unit(number)) is not None:
         yield unit.data
