@@ -186,7 +186,10 @@ done
 goes_to_cron() {
     ! { : </dev/tty; } 2>/dev/null && { [ -p /dev/stderr ] || [ "$(stat -Lc %h /proc/self/fd/2)" = 0 ]; }
 }
-if [ -n "$watched" ] && goes_to_cron; then exec > >(keep_log) 2>&1; fi
+if [ -n "$watched" ] && goes_to_cron; then
+    say "the log goes to $here/guardianberry.log"
+    exec > >(keep_log) 2>&1
+fi
 
 # Byte code that others could write would be run in place of the program.
 find guardianberry demo -path '*/__pycache__*' \( -perm /022 -o ! -user "$EUID" \) -prune -exec rm -rf {} + 2>/dev/null

@@ -363,7 +363,9 @@ def test_without_a_terminal_it_keeps_the_log_itself_and_bounds_it(launcher):
     path = launcher.folder / "launch.sh"
     path.write_text(LAUNCHER.replace("log_limit_bytes=5000000", "log_limit_bytes=3000"))
     process = start_without_terminal(launcher)
-    assert process.communicate(timeout=20) == (b"", None)
+    assert process.communicate(timeout=20)[0].endswith(
+        f"the log goes to {launcher.folder}/guardianberry.log\n".encode()
+    )
     log, older = launcher.folder / "guardianberry.log", launcher.folder / "guardianberry.log.1"
     assert "line 99 " in log.read_text()
     assert log.stat().st_size <= 3200
