@@ -213,6 +213,7 @@ while :; do
     started=$SECONDS
     env/bin/python detect_and_upload.py "$@" &
     child=$!
+    [ -z "$asked_to_stop" ] || kill -TERM "$child" # the signal came before there was a child to hand it on to
     wait "$child"
     code=$?
     # A trapped signal ends wait before the daemon has ended: wait for its own exit code.
