@@ -413,6 +413,28 @@ def test_frame_numbers_go_on_over_relaunches_and_taps_of_the_old_stream_end(benc
     assert bench.camera.clip_start_s() > 0
 
 
+def test_off_duty_the_program_is_stopped_and_its_return_is_no_relaunch(bench, caplog) -> None:
+    bench.program("play()")
+    bench.use()
+    for number_of_launches in (1, 2):
+        bench.until_pictures()
+        assert len(bench.launches) == number_of_launches
+        tap = bench.camera.open_tap()
+        for _ in range(3):
+            bench.camera.check_and_launch_libcamera(is_wanted=False)
+            assert bench.camera.newest_frame(timeout_s=0.1) is None
+        while tap.get(1) is not None:
+            pass
+        assert tap.ended
+        assert not is_running(bench.launches[-1][0])
+    assert len(bench.launches) == 2
+    assert bench.camera.relaunches == 0
+    bench.program("play(15); sys.exit(1)")
+    bench.until(lambda: len(bench.launches) == 4, "not started again")
+    assert bench.camera.relaunches == 1, "what a fault brought about counts"
+    assert len(warnings(caplog)) == 1
+
+
 def test_another_picture_size_after_a_relaunch_is_used(bench) -> None:
     bench.record("other", units(40, width=320, height=240))
     bench.program("if LAUNCH == 1: play(15); sys.exit(1)\nwhile True: play(name='other')")
