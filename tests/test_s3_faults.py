@@ -98,7 +98,7 @@ def test_each_error_is_logged_once_with_what_to_do_and_nothing_is_lost(
         rig.add_image(1_700_000_000 + number)
     proxy.answer = answer
     uploader = rig.start()
-    wait_until(lambda: uploader.counters().failed_tries >= 4, "it gives up")
+    wait_until(lambda: uploader.counters().failed_tries >= 3, "it gives up")
     (line,) = warnings(caplog)
     assert advice in line
     assert len(rig.left()) == 2
@@ -359,6 +359,8 @@ def test_an_upload_that_is_cut_is_done_again(
 def test_an_upload_that_stalls_ends_and_is_done_again(
     rig: Rig, s3: S3Server, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
+    rig.monkeypatch.setattr("guardianberry.upload.transport._CONNECT_TIMEOUT_S", 1.0)
+    rig.monkeypatch.setattr("guardianberry.upload.transport._READ_TIMEOUT_S", 2.0)
     content = mp4(500_000)
     rig.add_video(1_700_000_000, content)
     proxy.stall_after_bytes = 100_000

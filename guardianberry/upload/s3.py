@@ -5,6 +5,7 @@ This module holds the only boto3 client. It tries twice at most; the sweep tries
 
 from __future__ import annotations
 
+import functools
 import gzip
 import ipaddress
 import json
@@ -30,6 +31,7 @@ from guardianberry.upload.errors import (
     REJECTED,
     UNSUPPORTED,
     Cause,
+    FailureScope,
     UploadError,
     cause_of_answer,
     cause_of_exception,
@@ -79,6 +81,14 @@ class _FilesWithoutDocumentation(botocore.loaders.JSONFileLoader):
 
 def _without_documentation(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return {key: "" if key == "documentation" and isinstance(value, str) else value for key, value in pairs}
+
+
+@functools.cache
+def _descriptions() -> botocore.loaders.Loader:
+    """Read once for all clients: a client that is made anew costs 10 ms and no memory, not 70 ms and 12 MB."""
+    loader = botocore.loaders.create_loader()
+    loader.file_loader = _FilesWithoutDocumentation()
+    return loader
 
 
 class S3:
@@ -177,7 +187,7 @@ class S3:
         return True
 
     def _failed(self, cause: Cause, detail: str) -> UploadError:
-        if not cause.passes:
+        if not cause.passes and (cause.scope is not FailureScope.FILE or cause is NOT_S3):
             self._client = None
         return UploadError(cause, detail)
 
@@ -200,7 +210,7 @@ class S3:
     def _make_client(self) -> Any:
         """A client with the credentials and the configuration as they are on the disk now. Raises UploadError."""
         core = botocore.session.Session()
-        core.get_component("data_loader").file_loader = _FilesWithoutDocumentation()
+        core.register_component("data_loader", _descriptions())
         # A camera is not an EC2 machine. In its network anybody could answer at 169.254.169.254 and give us *his* keys.
         core.get_component("credential_provider").remove("iam-role")
         self._credentials = core.get_credentials()
