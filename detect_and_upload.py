@@ -9,6 +9,7 @@ What happens when ...
     the camera dies or hangs     it is stopped and started again; the clip under way is finished and kept
     the network is down          files stay in images/ and videos/; recording and detection are not delayed
     the disk fills               the oldest videos are deleted, each with a warning; alerts go on
+    a disk fails or hangs        alerts are uploaded from memory; one line in the log says what to do
     the clock is wrong or jumps  durations stay right; events wait until the clock is set and then get their true time
     the power goes               the clip loses less than a second; the next start finishes and uploads it
     nobody should be filmed      ARMED_HOURS, or `touch disarmed` in this folder: for 12 hours at most
@@ -30,6 +31,8 @@ import logging
 import signal
 import sys
 import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +41,7 @@ from guardianberry.duty import Duty
 from guardianberry.logs import Handler
 from guardianberry.machine import StopFlag, keep_memory_off_the_disk
 from guardianberry.recording.clock import CLOCK_WAIT_S, Clock, system_clock_is_synchronised
-from guardianberry.recording.recorder import Inference, Recorder, Start, Stop
+from guardianberry.recording.recorder import Alert, Inference, Recorder, Start, Stop
 from guardianberry.settings import find_problems
 from guardianberry.summary import DailySummary
 
@@ -49,7 +52,6 @@ if TYPE_CHECKING:  # these load OpenCV, OpenVINO or boto3, so each is imported w
     from guardianberry.detection.weights import Graph
     from guardianberry.heartbeat import Heartbeat
     from guardianberry.recording.events import EventFiles
-    from guardianberry.recording.retention import Disk
     from guardianberry.upload.uploader import Uploader
 
 # ---- Camera's name, heartbeat, hours
@@ -177,28 +179,16 @@ def make_uploader(folder: Path, clock: Clock, model_name: str) -> Uploader:
     )
 
 
-def make_event_files(folder: Path, clock: Clock, disk: Disk, uploader: Uploader) -> EventFiles:
+def make_event_files(folder: Path, clock: Clock, uploader: Uploader) -> EventFiles:
     from guardianberry.recording.events import EventFiles
 
     return EventFiles(
-        images_folder=folder / "images",
-        videos_folder=folder / "videos",
+        folder,
         clock=clock,
-        disk=disk,
-        uploads=uploader,
+        uploader=uploader,
+        min_free_disk_bytes=MIN_FREE_DISK_BYTES,
         max_recording_duration_s=MAX_RECORDING_DURATION_S,
         frame_rate_fps=FRAME_RATE_FPS,
-    )
-
-
-def make_disk(folder: Path) -> Disk:
-    from guardianberry.recording.retention import Disk
-
-    return Disk(
-        folder=folder,
-        images_folder=folder / "images",
-        videos_folder=folder / "videos",
-        min_free_bytes=MIN_FREE_DISK_BYTES,
     )
 
 
@@ -211,35 +201,37 @@ def make_heartbeat(
     return Heartbeat(folder, every_s=every_s, uploader=uploader, camera=camera, events=events, duty=duty)
 
 
-def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
-    """Guard until `stop` is set. Files go to `folder`/videos and `folder`/images, which exist and are private."""
+def run(folder: Path, stop: threading.Event, at_the_end: ExitStack, *, demo: bool = False) -> None:
+    """Guard until `stop` is set. Files go to `folder`/videos and `folder`/images; the loop itself touches no disk."""
+    from guardianberry.detection.detector import advice_if_slow
     from guardianberry.detection.motion import MotionGate
     from guardianberry.detection.preparation import Preparation
 
     preparation = Preparation(WEIGHTS, HERE / "models", stop=stop)
     detector = make_detector(preparation.first_graph())
+    if advice := advice_if_slow(detector.measure_ms()):
+        log.warning("%s", advice)
     clock = Clock(wait_s=0 if demo else CLOCK_WAIT_S, is_synchronised=system_clock_is_synchronised)
     uploader = make_uploader(folder, clock, detector.model_name)
-    disk = make_disk(folder)
-    events = make_event_files(folder, clock, disk, uploader)
+    events = make_event_files(folder, clock, uploader)
     recorder = make_recorder(demo=demo)
     camera = make_camera(wait_for_other_users=not demo)  # a demo does not use the real camera
     gate = MotionGate(inference_at_least_every_s=INFERENCE_AT_LEAST_EVERY_S)
     summary = DailySummary(folder, uploader, clock.monotonic())
     duty = Duty(folder, ArmedHours("" if demo else ARMED_HOURS), is_synchronised=system_clock_is_synchronised)
     heartbeat = make_heartbeat(folder, uploader, camera, events, duty, demo=demo)
-    events.recover()
+    at_the_end.callback(finish, recorder, camera, events, uploader, (duty, heartbeat))
+    events.begin()
     for part in (uploader, duty, heartbeat):
         part.start()
     last_number = -1
     while not stop.is_set():
-        # Check health: of the loop, the camera (none off duty), the clip (does it still get video?), clock, disk
+        # Check health: of the loop, the camera (none off duty), the clip (does it still get video?), the disks
         faulthandler.dump_traceback_later(LOOP_STALL_S, exit=True)
         camera.check_and_launch_libcamera(is_wanted=duty.is_armed())
         if (reason := events.clip_end_reason) and (stopped := recorder.end(clock.monotonic(), reason)):
             events.stop(stopped)
-        events.release_held()
-        disk.make_room()
+        events.check()
         detector = take_prepared_weights(preparation, uploader) or detector
         summary.log_if_due(clock.monotonic(), events=events.started, relaunches=camera.relaunches)
 
@@ -269,35 +261,42 @@ def run(folder: Path, stop: threading.Event, *, demo: bool = False) -> None:
         # Act
         if isinstance(action, Start):
             events.start(action.first, camera.open_tap(action.first.time_s), recorder.facts())
+        elif isinstance(action, Alert):
+            events.alert(action.first)
         elif isinstance(action, Stop):
             events.stop(action)
         elif recorder.recording:
             events.note(recorder.facts())
 
-    # Asked to stop: within 5 s, without waiting for the network
-    if stopped := recorder.end(clock.monotonic(), "the daemon was asked to stop"):
+
+def finish(
+    recorder: Recorder, camera: Camera, events: EventFiles, uploader: Uploader, others: tuple[Duty, Heartbeat]
+) -> None:
+    """Asked to stop, or after an error in the loop: within 5 s, without waiting for the network."""
+    if stopped := recorder.end(time.monotonic(), "the daemon ends"):
         events.stop(stopped)
     camera.stop()
-    duty.stop()
-    heartbeat.stop()
+    for other in others:
+        other.stop()
     events.close(timeout_s=1.0)
     uploader.stop(timeout_s=0.5)
     faulthandler.cancel_dump_traceback_later()
 
 
 def guard(folder: Path, stop: threading.Event, *, demo: bool = False) -> int:
-    """Make the folders, lock them against a second daemon, and run; the exit code."""
+    """Lock the folder against a second daemon, and run; the exit code."""
     from guardianberry.detection.weights import WeightsError
-    from guardianberry.machine import FolderError, lock_folder, make_private_folder, use_one_malloc_arena
+    from guardianberry.machine import AlreadyRunningError, lock_folder, use_one_malloc_arena
 
     use_one_malloc_arena()
     try:
-        for name in ("videos", "images"):
-            make_private_folder(folder / name)
+        faulthandler.dump_traceback_later(LOOP_STALL_S, exit=True)  # the disk may hang
         lock = lock_folder(folder)
-        run(folder, stop, demo=demo)
+        faulthandler.cancel_dump_traceback_later()
+        with ExitStack() as at_the_end:
+            run(folder, stop, at_the_end, demo=demo)
         os.close(lock)
-    except (FolderError, WeightsError) as error:
+    except (AlreadyRunningError, WeightsError) as error:
         if not stop.is_set():  # else it was asked to stop during a download or conversion
             log.error("%s", error)
             return EXIT_CANNOT_RUN

@@ -26,6 +26,7 @@ QUICK = {
     "false_starts": [],
     "memory": [],
     "input_size": ["416"],
+    "faulty_disk": ["--events", "1"],
 }
 
 

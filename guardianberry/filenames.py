@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-_NUMBER = r"(0|[1-9][0-9]{0,14})"  # 15 digits: far beyond any date or size, and nothing overflows
+_DIGITS = 15  # at most: far beyond any date or size, and nothing overflows
+_NUMBER = rf"(0|[1-9][0-9]{{0,{_DIGITS - 1}}})"
 _VIDEO_PATTERN = re.compile("-".join([_NUMBER] * 7) + r"\.mp4", re.ASCII)
 _IMAGE_PATTERN = re.compile("-".join([_NUMBER] * 4) + r"\.jpg", re.ASCII)
 
@@ -109,8 +110,8 @@ def parse_held(name: str) -> HeldName | None:
 
 
 def with_event_id(name: _Name, event_id: int) -> _Name:
-    """The same name with another start time."""
-    return dataclasses.replace(name, recording_start_time=event_id)
+    """The same name with another start time: `event_id`, modulo what fits the format."""
+    return dataclasses.replace(name, recording_start_time=event_id % 10**_DIGITS)
 
 
 def free_path(folder: Path, name: VideoName | ImageName) -> Path:

@@ -1,11 +1,37 @@
-"""Files that a power cut leaves whole."""
+"""Files that a power cut leaves whole, disks that hang, and what the owner can do where a disk fails."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import pwd
+import queue
+import shlex
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 from guardianberry.filenames import PART_PREFIX
+
+_TIMEOUT_S = 10.0
+_Result = TypeVar("_Result")
+
+_FULL = "free some space, or lower what other programs keep there"
+_BROKEN = "see `dmesg`; check the cable, or replace the card or disk"
+_ADVICE = {
+    errno.EROFS: "see `dmesg`; a card that goes read-only is often worn out: replace it",
+    errno.EIO: _BROKEN,
+    errno.ENXIO: _BROKEN,
+    errno.ENODEV: _BROKEN,
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.ESTALE: "the server no longer knows this mount: unmount it and mount it again",
+    errno.ENOTCONN: "unmount it and mount it again",
+}
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -31,3 +57,74 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class DiskThread:
+    """Calls functions in a thread of its own, so that the callers do not wait for ever for a disk that hangs."""
+
+    def __init__(self, timeout_s: float = _TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._late: Future[Any] | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a call that took too long has not returned yet."""
+        return self._late is not None and not self._late.done()
+
+    def call(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Returns what it returns, and raises what it raises.
+
+        Raises TimeoutError, which is an OSError, where that takes too long, and at once while an earlier call still
+        hangs. For any thread.
+        """
+        future: Future[_Result] = Future()
+        with self._lock:
+            if self.hangs:
+                raise TimeoutError(errno.ETIMEDOUT, "the disk does not answer")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="disk", daemon=True)
+                self._thread.start()
+            self._calls.put((future, partial(function, *arguments)))
+        try:
+            return future.result(self._timeout_s)
+        except TimeoutError as error:
+            if future.done():
+                raise
+            self._late = future
+            raise TimeoutError(errno.ETIMEDOUT, "the disk does not answer") from error
+
+    def _run(self) -> None:
+        while True:
+            future, function = self._calls.get()
+            try:
+                future.set_result(function())
+            except Exception as error:  # noqa: BLE001  the caller gets it
+                future.set_exception(error)
+
+
+def what_to_do(error: OSError, folder: Path) -> str:
+    """What went wrong in `folder`, and what the owner can do about it. It reads the folder, so it may hang, too."""
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOENT, errno.EEXIST):
+        with contextlib.suppress(OSError):
+            return f"it is a link to {os.readlink(folder)}, which is not there: mount that disk"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{reason}: {_command_that_opens(folder)}"
+    return f"{reason}: {_ADVICE.get(error.errno or 0, 'it is tried again')}"
+
+
+def _command_that_opens(folder: Path) -> str:
+    user, path = str(os.geteuid()), shlex.quote(os.path.realpath(folder))
+    with contextlib.suppress(KeyError):
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    try:
+        os.stat(folder)
+    except FileNotFoundError:
+        return f"sudo install -d -m 700 -o {user} {path}"
+    except OSError:
+        closed = next(place for place in folder.parents if os.path.exists(place))
+        return f"sudo chmod a+x {shlex.quote(str(closed))}"
+    return f"sudo chown -R {user} {path}"

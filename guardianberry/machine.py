@@ -1,4 +1,4 @@
-"""The machine that the daemon runs on: serial number, private folders, lock, environment of child processes."""
+"""The machine that the daemon runs on: serial number, lock, environment of child processes."""
 
 from __future__ import annotations
 
@@ -94,11 +94,7 @@ def keep_memory_off_the_disk() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-class FolderError(RuntimeError):
-    """A folder cannot be used; the message says why."""
-
-
-class AlreadyRunningError(FolderError):
+class AlreadyRunningError(RuntimeError):
     """Another daemon works in this folder."""
 
 
@@ -120,23 +116,6 @@ def _application_id(machine_id: str) -> str:
         return ""
     digest = hmac.digest(bytes.fromhex(machine_id), _APPLICATION.bytes, "sha256")
     return uuid.UUID(bytes=digest[:16], version=4).hex
-
-
-def make_private_folder(folder: Path) -> None:
-    """Make the folder if it is missing, and close it to other users.
-
-    Raises FolderError if it cannot be made. One that cannot be closed is used as it is, with a warning.
-    """
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        hint = f"; it is a link to {folder.readlink()}: is that disk mounted?" if folder.is_symlink() else ""
-        raise FolderError(f"{folder} cannot be made ({error.strerror}){hint}") from error
-    if folder.stat().st_mode & 0o077:
-        try:
-            folder.chmod(0o700)
-        except OSError as error:
-            log.warning("%s is open to other users and cannot be closed (%s)", folder, error.strerror)
 
 
 def lock_folder(folder: Path) -> int:

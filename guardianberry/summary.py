@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,10 @@ class DailySummary:
         if days <= self._days:
             return
         self._days = days
+        # In a thread, because it counts files: the disk may hang, the loop must not.
+        threading.Thread(target=self._log, args=(days, events, relaunches), name="summary", daemon=True).start()
+
+    def _log(self, days: int, events: int, relaunches: int) -> None:
         counters, queued = self._uploader.counters(), self._uploader.pending()
         worst_s = counters.worst_alert_latency_s
         alert = f"slowest alert {worst_s:.1f} s after its frame" if worst_s else "no alert"

@@ -1,12 +1,15 @@
 """Clips: complete after a close, playable after a kill, kept when the disk refuses."""
 
 import dataclasses
+import errno
 import queue
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -17,12 +20,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardianberry.filenames import OPEN_PREFIX, HeldName, VideoName, parse
-from guardianberry.recording.clip import ClipWriter, recover_clips, remove_parts
+from guardianberry.filenames import OPEN_PREFIX, PART_PREFIX, HeldName, VideoName, parse
+from guardianberry.recording.clip import ClipWriter
 from guardianberry.recording.mp4 import Mp4Writer, close_killed_file
 from guardianberry.recording.recorder import EventFacts, Stop
+from guardianberry.recording.recovery import Recovery, remove_parts
+from tests.fakes import FakeClock
 from tests.h264 import Unit, decode, units
-from tests.mounts import small_disk
+from tests.mounts import read_only, small_disk
 
 NAME = VideoName(1700000000, 0, 1, 50, 12, 320, 240)
 FACTS = EventFacts(max_people_found=3, max_confidence=88, inference_time_ms=21)
@@ -58,9 +63,35 @@ def record(tap: FakeTap, folder: Path, finished: list[Path], **changes) -> ClipW
         "final_name": VideoName.encode,
         "max_duration_s": 20,
         "frame_rate_fps": 10,
+        "is_ready": is_set(),
+        "alert_is_safe": is_set(),
+        "begun": lambda is_begun: None,
         "finished": finished.append,
+        "left": lambda path: None,
+        "failed": lambda error: None,
     }
     return ClipWriter(tap, folder, **(settings | changes))
+
+
+def is_set() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
+
+
+def recover(folder: Path, **changes) -> list[Path]:
+    """Finish the clips that were left open in `folder`, as at a start; the finished ones."""
+    finished: list[Path] = []
+    settings = {
+        "max_duration_s": 20,
+        "frame_rate_fps": 10,
+        "is_recording": lambda event_id: False,
+        "finished": finished.append,
+    }
+    recovery = Recovery(folder, **(settings | changes))
+    recovery.look()
+    recovery.finish()
+    return finished
 
 
 def stop_at(time_s: float) -> Stop:
@@ -78,7 +109,7 @@ def test_a_clip_has_every_unit_up_to_the_stop_and_a_name_that_tells_its_length(t
     made = units(60)
     tap, finished = FakeTap(made[:30]), []
     clip = record(tap, tmp_path, finished)
-    assert [path.name for path in tmp_path.iterdir()] == [OPEN_PREFIX + NAME.encode()]
+    wait_until(lambda: [path.name for path in tmp_path.iterdir()] == [OPEN_PREFIX + NAME.encode()])
     for unit in made[30:]:
         tap.queue.put(unit)
     clip.finish(stop_at(made[49].arrival_s))
@@ -132,9 +163,106 @@ def test_the_stream_ends_and_the_clip_is_kept(tmp_path):
 
 def test_without_a_key_frame_there_is_no_clip_and_no_file(tmp_path):
     for ring in ([], units(3)[1:]):
-        with pytest.raises(OSError, match="key frame"):
-            record(FakeTap(ring), tmp_path, [])
+        begun = []
+        clip = record(FakeTap(ring), tmp_path, [], begun=begun.append)
+        assert clip.join(10)
+        assert begun == [False]
+        assert "key frame" in clip.end_reason
     assert not list(tmp_path.iterdir())
+
+
+def test_a_kill_can_take_a_clip_until_its_alert_image_is_safe(tmp_path):
+    """Else it could leave a clip without an image."""
+    settled, begun = threading.Event(), []
+    clip = record(FakeTap(units(20)), tmp_path, [], alert_is_safe=settled, begun=begun.append)
+    wait_until(lambda: list(tmp_path.iterdir()))
+    time.sleep(0.3)
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith(PART_PREFIX)
+    assert not begun
+    settled.set()
+    wait_until((tmp_path / (OPEN_PREFIX + NAME.encode())).exists)
+    wait_until(lambda: begun == [True])
+    clip.finish(stop_at(1e9))
+    assert clip.join(10)
+
+
+def test_a_clip_is_finished_though_neither_its_folder_nor_its_alert_image_ever_was_ready(tmp_path):
+    """The daemon is asked to stop before they are."""
+    tap, finished, never = FakeTap(units(20)), [], threading.Event()
+    clip = record(tap, tmp_path, finished, is_ready=never, alert_is_safe=never)
+    clip.finish(stop_at(1e9))
+    assert clip.join(4)
+    assert decode(finished[0])[0] == 20
+
+
+def test_a_clip_that_the_disk_does_not_take_has_its_full_length_all_the_same(tmp_path):
+    """So that the event ends, and the next one has an alert."""
+    clock = FakeClock()
+    clip = record(FakeTap(units(20)), tmp_path, [], is_ready=threading.Event(), monotonic=clock)
+    assert clip.end_reason is None
+    clock.sleep(20)
+    assert clip.end_reason == "the clip has its full length"
+    clip.finish(stop_at(1e9))
+    assert clip.join(10)
+
+
+def test_a_folder_that_is_not_there_is_told_and_ends_the_clip(tmp_path):
+    begun, failed = [], []
+    clip = record(FakeTap(units(20)), tmp_path / "videos", [], begun=begun.append, failed=failed.append)
+    assert clip.join(10)
+    assert begun == [False]
+    assert [error.errno for error in failed] == [errno.ENOENT]
+    assert "No such file" in clip.end_reason
+
+
+def test_a_disk_that_is_mounted_over_the_folder_does_not_hide_the_clip(tmp_path):
+    tap, finished = FakeTap(units(20)), []
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    clip = record(tap, videos, finished)
+    wait_until((videos / (OPEN_PREFIX + NAME.encode())).exists)
+    with small_disk(videos, "10m"):
+        assert not list(videos.iterdir())
+        clip.finish(stop_at(1e9))
+        assert clip.join(10)
+        assert finished == list(videos.iterdir())
+        assert decode(finished[0])[0] == 20
+    assert not list(videos.iterdir()), "it is in both places, and would be uploaded twice"
+
+
+def test_a_clip_whose_disk_is_gone_is_there_when_the_disk_is_back(tmp_path, caplog):
+    tap, finished = FakeTap(units(20)), []
+    disk, videos = tmp_path / "disk", tmp_path / "videos"
+    disk.mkdir()
+    videos.symlink_to(disk)
+    clip = record(tap, videos, finished)
+    wait_until((videos / (OPEN_PREFIX + NAME.encode())).exists)
+    disk.rename(tmp_path / "gone")
+    clip.finish(stop_at(1e9))
+    assert clip.join(10)
+    assert "is finished, but not in reach" in caplog.text
+    (tmp_path / "gone").rename(disk)
+    assert [decode(path)[0] for path in videos.iterdir()] == [20]
+
+
+def test_a_removed_folder_costs_the_clip_and_the_log_promises_nothing(tmp_path, caplog):
+    left, videos = [], tmp_path / "videos"
+    videos.mkdir()
+    clip = record(FakeTap(units(20)), videos, [], left=left.append)
+    opened = videos / (OPEN_PREFIX + NAME.encode())
+    wait_until(opened.exists)
+    shutil.rmtree(videos)
+    clip.finish(stop_at(1e9))
+    assert clip.join(10)
+    assert len(left) == 1
+    videos.mkdir()
+    recovery = Recovery(
+        videos, max_duration_s=20, frame_rate_fps=10, is_recording=lambda event_id: False, finished=left.append
+    )
+    recovery.add(left[0])
+    recovery.finish()
+    assert f"{left[0].name} is gone" in caplog.text
 
 
 def test_the_open_name_follows_what_is_known(tmp_path):
@@ -179,7 +307,7 @@ def test_a_killed_clip_loses_at_most_two_frames_and_is_finished_at_the_next_star
     ) as writer:
         written = next(int(line) for line in writer.stdout if int(line) >= kill_after)
         writer.send_signal(signal.SIGKILL)
-    (finished,) = recover_clips(tmp_path, max_duration_s=20, frame_rate_fps=10)
+    (finished,) = recover(tmp_path)
     frames, duration_s, first_is_key = decode(finished)
     assert frames >= written - 2
     assert first_is_key
@@ -210,7 +338,7 @@ def test_finishing_is_harmless_when_done_again_and_when_interrupted_between_its_
 def test_a_held_clip_stays_held_when_it_is_finished(tmp_path):
     held = HeldName("0123abcd", 5000, NAME)
     open_clip(tmp_path, OPEN_PREFIX + held.encode())
-    recover_clips(tmp_path, max_duration_s=20, frame_rate_fps=10)
+    recover(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [
         HeldName("0123abcd", 5000, dataclasses.replace(NAME, duration=2)).encode()
     ]
@@ -224,7 +352,7 @@ def test_an_open_file_without_video_is_left_and_named(tmp_path, caplog, content)
     path = tmp_path / (OPEN_PREFIX + NAME.encode())
     path.write_bytes(content)
     open_clip(tmp_path, OPEN_PREFIX + dataclasses.replace(NAME, recording_start_time=5).encode())
-    finished = recover_clips(tmp_path, max_duration_s=20, frame_rate_fps=10)
+    finished = recover(tmp_path)
     assert path.read_bytes() == content
     assert path.name in caplog.text
     assert len(finished) == 1, "the good one was held up"
@@ -233,7 +361,7 @@ def test_an_open_file_without_video_is_left_and_named(tmp_path, caplog, content)
 def test_a_flipped_bit_in_a_title_costs_no_frame(tmp_path):
     path = open_clip(tmp_path, OPEN_PREFIX + NAME.encode(), count=20)
     path.write_bytes(path.read_bytes().replace(b"VideoHandler", b"\xd6ideoHandler"))
-    (finished,) = recover_clips(tmp_path, max_duration_s=20, frame_rate_fps=10)
+    (finished,) = recover(tmp_path)
     assert decode(finished)[0] == 19  # the last one becomes readable when the next one is written
 
 
@@ -247,9 +375,43 @@ def test_flipped_bits_in_the_first_kilobytes_never_stop_the_start(flips):
         for share, bit in flips:
             killed[int(share * 2000)] ^= 1 << bit
         path.write_bytes(killed)
-        recover_clips(path.parent, max_duration_s=20, frame_rate_fps=10)
+        recover(path.parent)
         (left,) = path.parent.iterdir()
         assert left.read_bytes() == killed or parse(left.name)
+
+
+def test_clips_that_this_run_is_recording_are_left_alone(tmp_path):
+    """The disk came late: its folder is seen for the first time while an event is recorded into it."""
+    own, old = NAME, dataclasses.replace(NAME, recording_start_time=5)
+    open_clip(tmp_path, OPEN_PREFIX + own.encode())
+    (tmp_path / (PART_PREFIX + OPEN_PREFIX + own.encode())).touch()
+    open_clip(tmp_path, OPEN_PREFIX + old.encode())
+    (finished,) = recover(tmp_path, is_recording=lambda event_id: event_id == own.recording_start_time)
+    assert parse(finished.name).recording_start_time == 5
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_clip_that_the_disk_does_not_let_finish_is_finished_when_it_does(tmp_path):
+    videos, finished, clock = tmp_path / "videos", [], FakeClock()
+    videos.mkdir()
+    open_clip(videos, OPEN_PREFIX + NAME.encode())
+    recovery = Recovery(
+        videos,
+        max_duration_s=20,
+        frame_rate_fps=10,
+        is_recording=lambda event_id: False,
+        finished=finished.append,
+        monotonic=clock,
+    )
+    with read_only(videos):
+        recovery.look()
+        with pytest.raises(OSError, match="Read-only"):
+            recovery.finish()
+    recovery.finish()
+    assert not finished, "each try copies the clip: not at once"
+    clock.sleep(60)
+    recovery.finish()
+    assert decode(finished[0])[0] == 19
 
 
 def test_parts_are_removed_and_nothing_else(tmp_path):

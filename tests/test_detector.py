@@ -1,5 +1,6 @@
 """The detector against torch: same network, same frame, same boxes; and its pure parts against naive versions."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from guardianberry.detection.detector import Detector, OpenVinoRuntime
+from guardianberry.detection.detector import Detector, OpenVinoRuntime, advice_if_slow
 from guardianberry.detection.postprocess import Head, Letterbox, Person, suppress
 from guardianberry.detection.weights import Graph, WeightsError
 from tests.daemon import OFFICIAL_WEIGHTS, SHARED
@@ -387,3 +388,23 @@ def test_suppression_agrees_with_a_naive_one(
     corners = [(x, y, x + w, y + h) for x, y, w, h in boxes]
     kept = suppress(np.array(corners, np.float32).reshape(-1, 4), threshold, max_det)
     assert [corners[i] for i in kept] == naive_nms(corners, threshold)[:max_det]
+
+
+def test_a_detector_that_is_too_slow_for_an_alert_within_five_seconds_says_what_to_change():
+    class SlowRuntime(FakeRuntime):
+        def infer(self, frames: np.ndarray) -> list[np.ndarray]:
+            time.sleep(1.1)
+            return super().infer(frames)
+
+    fast, _ = fake_detector([])
+    assert not advice_if_slow(fast.measure_ms())
+    runtime = SlowRuntime(
+        {"outputs": 6, "strides_px": [8, 16, 32], "anchors_px": [[[ANCHOR_PX, ANCHOR_PX]] * 3] * 3}, raw_maps([])
+    )
+    slow = Detector(
+        Graph(Path("none.xml"), "none.pt"), runtime=runtime, frame_width_px=640, frame_height_px=480, **THRESHOLDS
+    )
+    advice = advice_if_slow(slow.measure_ms())
+    assert "an inference takes 1.1 s" in advice
+    assert "Set DETECTOR_INPUT_WIDTH_PX lower" in advice
+    assert len(runtime.seen) == 2, "the first one of a process takes longer"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from guardianberry.filenames import HeldName, ImageName, VideoName
-from guardianberry.recording.retention import Disk
+from guardianberry.recording.retention import Reserve, Retention
 from tests.daemon import SCENE, Daemon
 from tests.h264 import decode
 from tests.mounts import read_only, small_disk
@@ -34,88 +35,134 @@ def image(start: int) -> str:
     return ImageName(start, 50, 640, 480).encode()
 
 
-def make(folder: Path, min_free_bytes: int, **settings) -> Disk:
-    for name in ("images", "videos"):
-        (folder / name).mkdir(exist_ok=True)
-    return Disk(
-        folder=folder,
-        images_folder=folder / "images",
-        videos_folder=folder / "videos",
-        min_free_bytes=min_free_bytes,
-        **({"spared_s": 0} | settings),
+def make(folder: Path, min_free_bytes: int, **settings) -> Retention:
+    (folder / "videos").mkdir(exist_ok=True)
+    return Retention(
+        folder / "videos", **({"min_free_bytes": min_free_bytes, "is_uploading": lambda path: False} | settings)
     )
 
 
 def fill(folder: Path, *names: str) -> None:
+    folder.mkdir(exist_ok=True)
     for name in names:
         (folder / name).write_bytes(os.urandom(CLIP_BYTES))
 
 
 def names(folder: Path) -> set[str]:
-    return {f"{path.parent.name}/{path.name}" for path in folder.glob("*/*")}
+    return {path.name for path in folder.iterdir()}
+
+
+HELD = HeldName("0" * 8, 5, VideoName(1, 2, 3, 4, 5, 6, 7)).encode()
 
 
 def test_the_oldest_videos_go_first_each_with_a_warning(tmp_path, caplog):
     with small_disk(tmp_path / "disk", "4m") as folder:
-        disk = make(folder, 0)
-        fill(
-            folder / "videos",
-            *(video(start) for start in (30, 10, 20)),
-            HeldName("0" * 8, 5, VideoName(1, 2, 3, 4, 5, 6, 7)).encode(),
-        )
+        videos = folder / "videos"
+        fill(videos, *(video(start) for start in (30, 10, 20)), HELD)
         fill(folder / "images", image(5))
-        free_bytes = disk.free_bytes()
-        disk = make(folder, free_bytes + int(1.5 * CLIP_BYTES))
-        assert disk.make_room() == 2
-        assert {name for name in names(folder) if "videos/" in name} == {
-            f"videos/{video(30)}",
-            "videos/.held-00000000-5-1-2-3-4-5-6-7.mp4",
-        }
-        assert f"images/{image(5)}" in names(folder)
-        lost = re.findall(r"disk: (\S+) is LOST", caplog.text)
-        assert lost == [video(10), video(20)]
+        fill(folder, "another-program")
+        with (folder / "another-program").open("ab") as file:  # 300 kB are free: 100 kB short of a tenth of the disk
+            file.write(b"x" * (shutil.disk_usage(folder).free - 300_000))
+        make(folder, 10**12).make_room()
+        assert names(videos) == {video(20), video(30), HELD}
+        assert names(folder / "images") == {image(5)}
+        assert re.findall(r"disk: (\S+) is LOST", caplog.text) == [video(10)]
 
 
-def test_images_go_last_and_what_is_not_ours_never(tmp_path, caplog):
+def test_nothing_goes_where_that_cannot_bring_enough_space(tmp_path, caplog):
+    """Another program fills the disk, or images do."""
     with small_disk(tmp_path / "disk", "4m") as folder:
-        disk = make(folder, 100_000_000)  # more than the disk has
-        keep = {"videos": [".open-" + video(1), "holiday.mp4"], "images": ["notes.txt", ".part-" + image(3)]}
-        fill(folder / "videos", video(1), video(2), *keep["videos"])
-        fill(folder / "images", image(1), image(2), *keep["images"])
-        assert disk.make_room() == 4
-        lost = re.findall(r"disk: (\S+) is LOST", caplog.text)
-        assert lost == [video(1), video(2), image(1), image(2)]
-        assert names(folder) == {f"{kind}/{name}" for kind, found in keep.items() for name in found}
+        fill(folder / "videos", video(1))
+        fill(folder / "images", image(1))
+        retention = make(folder, 10**12)
+        fill_up(folder)
+        retention.make_room()
+        retention.make_room()
+        assert names(folder / "videos") == {video(1)}
+        assert names(folder / "images") == {image(1)}
+        assert len(caplog.records) == 1
+        assert "free some space" in caplog.text
 
 
-def test_what_is_new_is_spared_since_it_may_be_on_its_way_to_s3(tmp_path):
-    now_s = 1000.0
-    disk = make(tmp_path, 10**18, spared_s=600, monotonic=lambda: now_s)
-    fill(tmp_path / "videos", video(1))
-    assert disk.make_room() == 0
-    now_s += 300
-    fill(tmp_path / "videos", video(2))
-    assert disk.make_room() == 0
-    now_s += 300
-    assert disk.make_room() == 1
-    assert names(tmp_path) == {f"videos/{video(2)}"}
+def test_a_small_disk_need_not_have_more_free_space_than_a_tenth_of_it(tmp_path):
+    """A queue on a RAM disk of 4 MB, with MIN_FREE_DISK_BYTES of 500 MB."""
+    with small_disk(tmp_path / "disk", "4m") as folder:
+        fill(folder / "videos", video(1), video(2))
+        make(folder, 500_000_000).make_room()
+        assert names(folder / "videos") == {video(1), video(2)}
+
+
+def test_only_the_disk_of_the_videos_counts(tmp_path):
+    with small_disk(tmp_path / "images", "1m") as images:
+        fill_up(images)
+        fill(tmp_path / "videos", video(1))
+        make(tmp_path, 1_000_000).make_room()
+        assert names(tmp_path / "videos") == {video(1)}
+
+
+def test_neither_a_clip_that_is_being_uploaded_nor_another_file_goes(tmp_path):
+    with small_disk(tmp_path / "disk", "4m") as folder:
+        videos = folder / "videos"
+        keep = {".open-" + video(1), "holiday.mp4", video(2)}
+        fill(videos, video(3), *keep)
+        with (folder / "another-program").open("ab") as file:
+            file.write(b"x" * (shutil.disk_usage(folder).free - 300_000))
+        make(folder, 10**12, is_uploading=lambda path: path.name == video(2)).make_room()
+        assert names(videos) == keep
+
+
+def test_where_deleting_does_not_help_it_stops_after_one(tmp_path, caplog):
+    """Another program holds the clip open, say: its space comes back only when that ends."""
+    with small_disk(tmp_path / "disk", "4m") as folder:
+        videos = folder / "videos"
+        fill(videos, video(1), video(2), video(3))
+        with (folder / "another-program").open("ab") as file, (videos / video(1)).open("rb"):
+            file.write(b"x" * (shutil.disk_usage(folder).free - 100_000))
+            file.flush()
+            retention = make(folder, 10**12)
+            retention.make_room()
+            retention.make_room()
+        assert names(videos) == {video(2), video(3)}
+        assert "did not help" in caplog.text
 
 
 def test_on_a_disk_that_takes_no_writes_nothing_goes_and_none_is_called_lost(tmp_path, caplog):
-    disk = make(tmp_path, 10**18)
-    fill(tmp_path / "videos", video(1))
-    with read_only(tmp_path / "videos"):
-        assert disk.make_room() == 0
+    with small_disk(tmp_path / "disk", "4m") as folder:
+        fill(folder / "videos", video(1))
+        with (folder / "another-program").open("ab") as file:
+            file.write(b"x" * (shutil.disk_usage(folder).free - 300_000))
+        with read_only(folder / "videos"):
+            make(folder, 10**12).make_room()
+            assert names(folder / "videos") == {video(1)}
     assert "LOST" not in caplog.text
 
 
-def test_with_room_nothing_goes_and_the_reserve_is_filled(tmp_path):
-    disk = make(tmp_path, 1)
-    fill(tmp_path / "videos", video(1))
-    assert disk.make_room() == 0
+def reserve(folder: Path, images: Path) -> Reserve:
+    images.mkdir(exist_ok=True)
+    return Reserve(folder, images, min_free_bytes=1)
+
+
+def test_the_reserve_is_filled_where_there_is_room_and_given_up_once(tmp_path):
+    kept = reserve(tmp_path, tmp_path / "images")
+    kept.fill()
     assert (tmp_path / ".reserve").stat().st_blocks * 512 >= 1_000_000
-    assert disk.give_up_reserve()
-    assert not disk.give_up_reserve()
+    assert kept.give_up()
+    assert not kept.give_up()
+
+
+def test_the_reserve_lies_on_the_disk_of_the_images(tmp_path):
+    with small_disk(tmp_path / "images", "4m") as images:
+        reserve(tmp_path, images).fill()
+        assert (images / ".reserve").stat().st_size == 1_000_000
+
+
+def test_a_reserve_that_a_full_disk_left_empty_is_filled_later(tmp_path):
+    with small_disk(tmp_path / "disk", "900k") as folder:
+        reserve(folder, folder / "images").fill()
+        assert not (folder / ".reserve").exists()
+    (tmp_path / ".reserve").touch()  # as older versions left it
+    reserve(tmp_path, tmp_path / "images").fill()
+    assert (tmp_path / ".reserve").stat().st_blocks * 512 >= 1_000_000
 
 
 @pytest.fixture(scope="module")
@@ -159,17 +206,3 @@ def test_a_disk_full_to_the_last_byte_stops_neither_detection_nor_alerts_and_rec
         frames[stored.metadata["recording_start_time"]], duration_s, _ = decode(clip)
         assert stored.metadata["duration"] == str(round(duration_s))
     assert frames[whole] > 30
-
-
-def test_a_read_only_videos_folder_is_named_and_alerts_go_on(tmp_path, models, s3):
-    env = s3.environment() | {"STAND_IN_VIDEO": str(SCENE), "STAND_IN_START_S": "4"}
-    held = tmp_path / "videos" / HeldName("00000000", 5, VideoName(1, 5, 1, 50, 10, 640, 480)).encode()
-    held.parent.mkdir()
-    held.touch()  # by a run before the card went read-only
-    with read_only(tmp_path / "videos"), Daemon(tmp_path, models, env=env, **EVENTS) as daemon:
-        daemon.wait_for_log(rf"clock: \S+/{held.name} cannot be renamed \(.*[Rr]ead-only.*make its folder writable")
-        daemon.wait_for_log(r"clip: cannot record into \S+/videos \(.*[Rr]ead-only", timeout_s=90)
-        daemon.wait_for_log(r"image \S+: uploaded")
-        code, _ = daemon.terminate()
-    assert code == 0
-    assert held.exists()

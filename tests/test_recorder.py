@@ -92,6 +92,19 @@ def test_a_detection_from_long_ago_does_not_count():
     assert play(make(detections_to_start=2), [(0, 1), (30, 1), (30.1, 1)]) == [(30.1, "Start")]
 
 
+@pytest.mark.parametrize("inference_s", [4.9, 5.1, 9.0])
+def test_a_slow_detector_starts_events_too(inference_s):
+    """yolov5m on a Zero 2 W: the second detection comes later than 5 s after the first."""
+    recorder = make(detections_to_start=2)
+    for number in range(2):
+        action = recorder.step(Inference(number * inference_s * 1.05, [0.5], inference_s * 1000))
+    assert isinstance(action, Start)
+    recorder = make(detections_to_start=2)
+    for number, confidences in enumerate(([0.5], [], [0.5])):
+        action = recorder.step(Inference(number * inference_s * 1.05, confidences, inference_s * 1000))
+    assert isinstance(action, Start), "one miss is forgiven here, too"
+
+
 def test_facts_are_those_of_the_whole_event():
     recorder = make(detections_to_start=2)
     for time_s, confidences, inference_ms in [

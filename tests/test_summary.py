@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,18 @@ class FakeUploader:
 # The line of the day
 
 
+def log_if_due(summary: DailySummary, now_s: float, *, events: int = 0, relaunches: int = 0) -> None:
+    """And wait for the thread that writes the line."""
+    summary.log_if_due(now_s, events=events, relaunches=relaunches)
+    for thread in threading.enumerate():
+        if thread.name == "summary":
+            thread.join(10)
+
+
 def test_the_line_tells_the_totals_since_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     uploads = FakeUploader(images=12, videos=1, failed_tries=3, worst_alert_latency_s=2.34)
-    DailySummary(tmp_path, uploads, now_s=-2.5 * DAY_S).log_if_due(0, events=13, relaunches=1)
+    log_if_due(DailySummary(tmp_path, uploads, now_s=-2.5 * DAY_S), 0, events=13, relaunches=1)
     assert re.sub(r"\d+\.\d GB", "12.3 GB", caplog.messages[0]) == (
         "since the start, 2 days ago: 13 events; 12 images and 1 video uploaded, 1 and 2 queued, 3 failed tries;"
         " slowest alert 2.3 s after its frame; camera relaunched 1 time; 12.3 GB free"
@@ -46,7 +55,7 @@ def test_the_line_tells_the_totals_since_the_start(tmp_path: Path, caplog: pytes
 
 def test_images_of_an_earlier_run_are_no_alerts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    DailySummary(tmp_path, FakeUploader(images=5), now_s=-DAY_S).log_if_due(0, events=0, relaunches=0)
+    log_if_due(DailySummary(tmp_path, FakeUploader(images=5), now_s=-DAY_S), 0)
     assert "; no alert; " in caplog.messages[0]
 
 
@@ -54,21 +63,35 @@ def test_one_line_a_day_by_the_monotonic_clock(tmp_path: Path, caplog: pytest.Lo
     caplog.set_level(logging.INFO)
     daily = DailySummary(tmp_path, FakeUploader(), now_s=1000.0)
     for hour in range(24):
-        daily.log_if_due(1000.0 + hour * 3600, events=hour, relaunches=0)
+        log_if_due(daily, 1000.0 + hour * 3600, events=hour)
     assert caplog.messages == []
-    daily.log_if_due(1000.0 + DAY_S, events=5, relaunches=0)
-    daily.log_if_due(1000.0 + DAY_S + 1, events=5, relaunches=0)
+    log_if_due(daily, 1000.0 + DAY_S, events=5)
+    log_if_due(daily, 1000.0 + DAY_S + 1, events=5)
     assert [text[:39] for text in caplog.messages] == ["since the start, 1 day ago: 5 events; 0"]
-    daily.log_if_due(1000.0 + 2 * DAY_S, events=6, relaunches=0)
+    log_if_due(daily, 1000.0 + 2 * DAY_S, events=6)
     assert len(caplog.messages) == 2
-    daily.log_if_due(1000.0 + 9.5 * DAY_S, events=6, relaunches=0)
-    daily.log_if_due(1000.0 + 9.6 * DAY_S, events=6, relaunches=0)
+    log_if_due(daily, 1000.0 + 9.5 * DAY_S, events=6)
+    log_if_due(daily, 1000.0 + 9.6 * DAY_S, events=6)
     assert len(caplog.messages) == 3, "after a week without a call one line is due, not seven"
+
+
+def test_a_disk_that_hangs_does_not_hold_up_the_loop(tmp_path: Path) -> None:
+    answer = threading.Event()
+
+    class HangingUploader(FakeUploader):
+        def pending(self) -> Pending:
+            answer.wait(10)
+            return Pending(1, 2)
+
+    summary = DailySummary(tmp_path, HangingUploader(), now_s=-DAY_S)
+    summary.log_if_due(0, events=0, relaunches=0)
+    assert any(thread.name == "summary" for thread in threading.enumerate())
+    answer.set()
 
 
 def test_a_disk_that_does_not_answer_costs_no_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    DailySummary(tmp_path / "gone", FakeUploader(), now_s=-DAY_S).log_if_due(0, events=0, relaunches=0)
+    log_if_due(DailySummary(tmp_path / "gone", FakeUploader(), now_s=-DAY_S), 0)
     assert caplog.messages[0].endswith("unknown free")
 
 

@@ -9,12 +9,10 @@ import pytest
 
 from guardianberry.machine import (
     AlreadyRunningError,
-    FolderError,
     StopFlag,
     for_child,
     get_rpi_serial_number,
     lock_folder,
-    make_private_folder,
 )
 
 
@@ -42,25 +40,6 @@ def test_a_serial_number_can_always_travel_in_a_header(tmp_path):
     assert get_rpi_serial_number(tmp_path) == "unknown"
     write(tmp_path, "sys/firmware/devicetree/base/serial-number", b"bad\r\nX-Injected: 1 \xff\n")
     assert get_rpi_serial_number(tmp_path) == "badX-Injected1"
-
-
-def test_folders_are_for_the_owner_alone_whatever_the_umask(tmp_path):
-    old = os.umask(0)
-    try:
-        (tmp_path / "old").mkdir(mode=0o777)
-        for name in ("new", "old"):
-            make_private_folder(tmp_path / name)
-            assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
-    finally:
-        os.umask(old)
-
-
-def test_a_folder_on_a_disk_that_is_not_mounted_is_named(tmp_path):
-    (tmp_path / "videos").symlink_to("/media/stick/videos")
-    with pytest.raises(
-        FolderError, match=r"/videos cannot be made .* link to /media/stick/videos: is that disk mounted"
-    ):
-        make_private_folder(tmp_path / "videos")
 
 
 def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path):

@@ -20,6 +20,7 @@ from guardianberry.detection.weights import Graph, WeightsError
 log = logging.getLogger(__name__)
 
 CUT_PX = 2  # a box that comes so close to the edge of a crop is of somebody whom the crop cuts
+SLOW_INFERENCE_MS = 1000.0  # an alert takes three inferences and the upload: 5 s are over
 MAX_CANDIDATES = 30_000  # YOLOv5's max_nms: only so many boxes, the best, enter the suppression
 
 
@@ -30,6 +31,16 @@ class Runtime(Protocol):
 
     def prepare(self, height_px: int, width_px: int) -> None: ...
     def infer(self, frames: Array) -> list[Array]: ...
+
+
+def advice_if_slow(inference_ms: float) -> str:
+    """What to change where inferences take so long that alerts come later than 5 s; empty where they do not."""
+    if inference_ms <= SLOW_INFERENCE_MS:
+        return ""
+    return (
+        f"an inference takes {inference_ms / 1000:.1f} s, and an alert needs three: it comes later than 5 s. "
+        "Set DETECTOR_INPUT_WIDTH_PX lower, or WEIGHTS to a smaller model, such as yolov5n.pt."
+    )
 
 
 class OpenVinoRuntime:
@@ -118,6 +129,15 @@ class Detector:
             "%s is ready for %dx%d frames (input %dx%d) after %.0f ms",
             *(self.model_name, width_px, height_px, columns, rows, took_ms),
         )
+
+    def measure_ms(self) -> float:
+        """How long an inference on a grey frame takes. Where the first one is slow, the second counts."""
+        grey_bgr = np.full((*self._letterbox.frame_px, 3), 114, np.uint8)
+        for _ in range(2):
+            self.find_people(grey_bgr)
+            if self.last_ms <= SLOW_INFERENCE_MS:
+                break
+        return self.last_ms
 
     def find_people(self, frame_bgr: Array, crop: Region | None = None) -> list[Person]:
         """People in a uint8 BGR frame [height, width, 3], highest confidence first. Other arrays: ValueError.

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from guardianberry.detection.postprocess import Person
     from guardianberry.detection.zones import Zone
 
-SLOW_INFERENCE_MS = 1000.0  # an alert takes three inferences and the upload: 5 s are over
 _INFERENCES = 5
 _CRON_PATH = ("/usr/bin", "/bin")
 _OPTIONS = ("--low-latency", "--libav-format", "--libav-video-codec-opts", "--mode")
@@ -169,6 +168,7 @@ def check_model(
 
     Returns the people in the frame.
     """
+    from guardianberry.detection.detector import advice_if_slow
     from guardianberry.detection.weights import WeightsError
 
     bgr = grey_bgr if frame is None else frame.bgr
@@ -192,8 +192,8 @@ def check_model(
         text += f", {len(people)} person(s) in view now"
     if warnings.buffer:
         yield warn("model", text, " ".join(record.getMessage() for record in warnings.buffer))
-    elif inference_ms > SLOW_INFERENCE_MS:
-        yield warn("model", text, "That is slow: an alert takes three inferences. Set DETECTOR_INPUT_WIDTH_PX lower.")
+    elif advice := advice_if_slow(inference_ms):
+        yield warn("model", text, f"That is slow: {advice}")
     else:
         yield ok("model", text)
     return people

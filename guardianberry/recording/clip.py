@@ -1,53 +1,46 @@
 """Clips: the camera's own packets copied into MP4, readable at every instant, finished by rename.
 
 Nothing is decoded or encoded. A clip that is being written is called `.open-{name}`. The name is kept up to date, so
-that after a kill it tells what is known of the event. `recover_clips` finishes at the next start the clips that a kill
-or a power cut left open.
+that after a kill it tells what is known of the event (`recovery.py` then finishes the file).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import os
+import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from guardianberry.filenames import (
-    OPEN_PREFIX,
-    PART_PREFIX,
-    HeldName,
-    VideoName,
-    free_path,
-    parse_open,
-)
+from guardianberry.filenames import OPEN_PREFIX, PART_PREFIX, VideoName
 from guardianberry.files import fsync_path
-from guardianberry.recording.mp4 import (
-    READ_ERRORS,
-    WRITE_ERRORS,
-    Mp4Writer,
-    close_killed_file,
-    cut_to_whole_fragments,
-)
+from guardianberry.recording.mp4 import WRITE_ERRORS, Mp4Writer, cut_to_whole_fragments, finish_file
 from guardianberry.recording.recorder import EventFacts, Stop
 
 if TYPE_CHECKING:
     from guardianberry.camera.h264 import AccessUnit
-    from guardianberry.camera.stream import Tap
+    from guardianberry.camera.ring import Tap
 
 log = logging.getLogger(__name__)
 
 _SYNC_INTERVAL_S = 0.5  # a power cut takes the video since the last fsync, and must take less than a second
 _SECOND_FRAME_S = 0.5  # the time to wait for the frame that makes the first one readable
+_MAX_WAIT_S = 5.0  # for the folder, and for the alert image
 
 
 class ClipWriter:
-    """Records one event in a thread of its own, so that the loop does not wait for the disk.
+    """Records one event in a thread of its own: the caller never waits for the disk.
 
-    The constructor opens the file and writes the pre-roll in the caller's thread. It raises one of WRITE_ERRORS where
-    it cannot; once it returns, a kill cannot take the clip. The file is called `.part-...` until a frame is readable.
-    `final_name` makes the name of the finished file. `finished` is called with its path in the writer's thread.
+    The file is made once the folder `is_ready`. It is called `.part-...`, and a kill takes it, until a frame of it is
+    readable and `alert_is_safe`, so that no kill leaves a clip without its image. Called from the thread: `begun` with
+    True once a kill cannot take the clip, or with False where there is none; `finished` with the path of the finished
+    clip; `left` with the path of one that cannot be finished now; `failed` with the error of a disk that takes none.
+    `final_name` makes the name of the finished file.
     """
 
     def __init__(
@@ -59,36 +52,41 @@ class ClipWriter:
         final_name: Callable[[VideoName], str],
         max_duration_s: float,
         frame_rate_fps: float,
+        is_ready: threading.Event,
+        alert_is_safe: threading.Event,
+        begun: Callable[[bool], None],
         finished: Callable[[Path], None],
+        left: Callable[[Path], None],
+        failed: Callable[[OSError], None],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        first = tap.get(0)
-        if first is None or not first.is_key:
-            raise OSError("the camera has not delivered a key frame yet")
+        self.event_id = name.recording_start_time
         self._tap = tap
         self._folder = folder
-        self._name = dataclasses.replace(
-            name, duration=0, width=first.width or name.width, height=first.height or name.height
-        )
+        self._name = dataclasses.replace(name, duration=0)
         self._final_name = final_name
         self._max_duration_s = max_duration_s
         self._frame_rate_fps = frame_rate_fps
-        self._finished = finished
+        self._is_ready, self._alert_is_safe = is_ready, alert_is_safe
+        self._begun, self._finished, self._left, self._failed = begun, finished, left, failed
+        self._is_begun: bool | None = None
+        self._monotonic = monotonic
+        self._full_at_s = monotonic() + max_duration_s
         self._facts: EventFacts | None = None
         self._stop: Stop | None = None
         self._end_reason: str | None = None
-        self._path = folder / (PART_PREFIX + OPEN_PREFIX + final_name(self._name))
-        self._mp4 = Mp4Writer(
-            self._path, width=self._name.width, height=self._name.height, frame_rate_fps=frame_rate_fps
-        )
         self._synced_s = 0.0
-        self._write_pre_roll(first)
         self._thread = threading.Thread(target=self._run, name="clip", daemon=True)
         self._thread.start()
 
     @property
     def end_reason(self) -> str | None:
-        """Why the clip takes no more video; None while it does."""
-        return self._end_reason or ("no more video from the camera" if self._tap.ended else None)
+        """Why the clip takes no more video; None while it does. Touches no disk, and holds where the disk hangs."""
+        if self._end_reason:
+            return self._end_reason
+        if self._tap.ended:
+            return "no more video from the camera"
+        return "the clip has its full length" if self._monotonic() >= self._full_at_s else None
 
     def update(self, facts: EventFacts) -> None:
         """Keep what is known of the event for the file's name."""
@@ -107,39 +105,68 @@ class ClipWriter:
 
     def _run(self) -> None:
         try:
-            self._write_until_stopped()
+            self._wait_for(self._is_ready)
+            # By its descriptor the folder stays the same one, whatever is mounted over it meanwhile.
+            descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._record(Path(f"/proc/self/fd/{descriptor}"))
+            finally:
+                os.close(descriptor)
         except WRITE_ERRORS as error:
-            self._end_reason = f"the disk refuses ({error})"
-            log.warning(
-                "clip: cannot write %s (%s); the %.1f s so far are kept", self._path.name, error, self._mp4.duration_s
-            )
+            self._end_reason = f"there is no clip ({_reason(error)})"
+            if isinstance(error, OSError) and error.errno:
+                self._failed(error)
         except Exception:
-            log.exception("clip: %s is left for the next start to finish", self._path.name)
-            return
+            log.exception("clip: of event %d is left for the next start to finish", self.event_id)
+            self._end_reason = "an error of the program"
         finally:
             self._tap.close()
+            self._wait_for(self._alert_is_safe)
+            self._tell_begun(False)
+
+    def _record(self, folder: Path) -> None:
+        first = self._tap.get(0)
+        if first is None or not first.is_key:
+            raise OSError("the camera has not delivered a key frame yet")
+        size = {"width": first.width or self._name.width, "height": first.height or self._name.height}
+        self._name = dataclasses.replace(self._name, **size)
+        self._path = folder / (PART_PREFIX + OPEN_PREFIX + self._final_name(self._name))
+        self._mp4 = Mp4Writer(self._path, **size, frame_rate_fps=self._frame_rate_fps)
+        try:
+            self._write_until_stopped(first)
+        except WRITE_ERRORS as error:
+            if not self._mp4.is_readable:
+                with contextlib.suppress(*WRITE_ERRORS):
+                    self._mp4.close()
+                self._path.unlink(missing_ok=True)
+                raise
+            self._end_reason = f"the disk refuses ({_reason(error)})"
+            log.warning(
+                "clip: cannot write %s (%s); the %.1f s so far are kept",
+                self._path.name,
+                _reason(error),
+                self._mp4.duration_s,
+            )
+        self._tap.close()
         self._finish()
 
-    def _write_until_stopped(self) -> None:
-        while True:
+    def _write_until_stopped(self, first: AccessUnit) -> None:
+        takes_more = self._write_available(first)
+        if takes_more and not self._mp4.is_readable:  # the camera has just started
+            takes_more = self._write_available(self._tap.get(_SECOND_FRAME_S))
+        self._wait_for(self._alert_is_safe)
+        while takes_more:
+            self._sync_and_rename()
             unit = self._tap.get(0.1)
             if unit is None and (self._stop or self._tap.ended):
                 return
-            if unit is not None and not self._write_available(unit):
-                return
-            self._sync_and_rename()
+            takes_more = self._write_available(unit)
 
-    def _write_pre_roll(self, first: AccessUnit) -> None:
-        try:
-            if self._write_available(first) and not self._mp4.is_readable:  # the camera has just started
-                self._write_available(self._tap.get(_SECOND_FRAME_S))
-        except WRITE_ERRORS:
-            if not self._mp4.is_readable:
-                self._path.unlink(missing_ok=True)
-            raise
-        finally:
-            if self._mp4.is_readable:
-                self._rename()
+    def _wait_for(self, event: threading.Event) -> None:
+        """Wait for a few seconds at most, and not when the clip must end."""
+        give_up_s = time.monotonic() + _MAX_WAIT_S
+        while not event.wait(0.1) and self._stop is None and time.monotonic() < give_up_s:
+            pass
 
     def _write_available(self, unit: AccessUnit | None) -> bool:
         """Write `unit` and all units after it that have arrived. False: the clip takes no more."""
@@ -157,16 +184,19 @@ class ClipWriter:
         if self._facts is not None:
             self._name = _with_facts(self._name, self._facts)
         if self._mp4.is_readable:
-            self._rename()
+            path = self._path.with_name(OPEN_PREFIX + self._final_name(self._name))
+            if path != self._path:
+                self._path = self._path.rename(path)
+            self._tell_begun(True)
         if self._mp4.duration_s - self._synced_s >= _SYNC_INTERVAL_S:
             fsync_path(self._path)
-            fsync_path(self._folder)
+            fsync_path(self._path.parent)
             self._synced_s = self._mp4.duration_s
 
-    def _rename(self) -> None:
-        path = self._folder / (OPEN_PREFIX + self._final_name(self._name))
-        if path != self._path:
-            self._path = self._path.rename(path)
+    def _tell_begun(self, is_begun: bool) -> None:
+        if self._is_begun is None:
+            self._is_begun = is_begun
+            self._begun(is_begun)
 
     def _finish(self) -> None:
         is_closed = False
@@ -174,79 +204,49 @@ class ClipWriter:
             self._mp4.close()
             is_closed = True
         except WRITE_ERRORS as error:  # a full disk: what was written is playable
-            log.warning("clip: cannot close %s (%s)", self._path.name, error)
+            log.warning("clip: cannot close %s (%s)", self._path.name, _reason(error))
         try:
             duration_s = self._mp4.duration_s
             if not is_closed:
                 duration_s = cut_to_whole_fragments(self._path, frame_rate_fps=self._frame_rate_fps)
             if self._facts is not None:
                 self._name = _with_facts(self._name, self._facts)
-            path = _finish_file(self._path, self._name, duration_s, self._max_duration_s, self._final_name)
+            path = finish_file(self._path, self._name, duration_s, self._max_duration_s, self._final_name)
         except WRITE_ERRORS as error:
-            log.warning("clip: %s is left for the next start to finish (%s)", self._path.name, error)
+            log.warning("clip: %s cannot be finished (%s); it is tried again", self._path.name, _reason(error))
+            self._left(self._folder / self._path.name)
             return
-        self._finished(path)
-
-
-def recover_clips(folder: Path, *, max_duration_s: float, frame_rate_fps: float) -> list[Path]:
-    """Finish every clip that a kill or a power cut left open in `folder`; returns the finished ones.
-
-    The duration is that of its packets, everything else is in its name. A file without a readable frame is left as it
-    is, with a line in the log. Call before a new clip is recorded into `folder`. Raises OSError for the folder.
-    """
-    finished = []
-    for path in sorted(path for path in folder.iterdir() if _is_open_clip(path)):
-        name, final_name = _parse_open_name(path.name)
-        if name is None:
-            log.warning("clip: %s/%s is no clip of this program; it stays where it is", folder.name, path.name)
-            continue
+        self._tell_begun(True)
         try:
-            duration_s = close_killed_file(path, frame_rate_fps=frame_rate_fps)
-            path = _finish_file(path, name, duration_s, max_duration_s, final_name)
-        except READ_ERRORS as error:
-            log.warning("clip: %s/%s cannot be finished (%s); it stays where it is", folder.name, path.name, error)
-            continue
-        log.info("clip: finished %s (%.1f s), which an earlier run left open", path.name, duration_s)
-        finished.append(path)
-    return finished
+            self._finished(_bring_back(path, self._folder))
+        except OSError as error:
+            log.warning(
+                "clip: %s is finished, but not in reach (%s): it is uploaded when %s/ is on its first disk again",
+                path.name,
+                _reason(error),
+                self._folder.name,
+            )
 
 
-def _is_open_clip(path: Path) -> bool:
-    """Links are not followed."""
-    return path.name.startswith(OPEN_PREFIX) and path.is_file() and not path.is_symlink()
-
-
-def remove_parts(folder: Path) -> None:
-    """Remove temporary files that a crash left. Nothing else is lost by that. Raises OSError for the folder."""
-    for path in folder.glob(PART_PREFIX + "*"):
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:  # a folder of that name, or another user's file
-            log.warning("%s/%s cannot be removed (%s)", folder.name, path.name, error.strerror)
+def _reason(error: Exception) -> str:
+    """Without the path, which names the folder by its descriptor."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _with_facts(name: VideoName, facts: EventFacts) -> VideoName:
     return dataclasses.replace(name, **dataclasses.asdict(facts))
 
 
-def _parse_open_name(file_name: str) -> tuple[VideoName | None, Callable[[VideoName], str]]:
-    """The fields of an open clip's name, and the function that makes its final name: a plain or a held one."""
-    parsed = parse_open(file_name)
-    if isinstance(parsed, HeldName) and isinstance(parsed.name, VideoName):
-        held = parsed
-        return held.name, lambda name: dataclasses.replace(held, name=name).encode()  # type: ignore[return-value]
-    return (parsed if isinstance(parsed, VideoName) else None), VideoName.encode
-
-
-def _finish_file(
-    path: Path, name: VideoName, duration_s: float, max_duration_s: float, final_name: Callable[[VideoName], str]
-) -> Path:
-    """Give a closed clip its final name, once its data are on the disk."""
-    fsync_path(path)
-    name = dataclasses.replace(name, duration=min(round(duration_s), int(max_duration_s)))
-    target = path.with_name(final_name(name))
-    if target.exists():
-        target = free_path(path.parent, name)
-    path.rename(target)
-    fsync_path(target.parent)
+def _bring_back(path: Path, folder: Path) -> Path:
+    """Copy a finished clip into `folder`, if another disk has been mounted there since. Raises OSError."""
+    target = folder / path.name
+    if path.parent.samefile(folder):
+        return target
+    part = target.with_name(PART_PREFIX + path.name)
+    shutil.copyfile(path, part)
+    fsync_path(part)
+    part.rename(target)
+    fsync_path(folder)
+    path.unlink()
+    log.warning("clip: %s was copied to the disk that has been mounted over %s/ meanwhile", path.name, folder.name)
     return target

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,10 +58,10 @@ class Clock:
         self._monotonic = monotonic
         self._since_boot = since_boot
         self._pause = pause
+        self._lock = threading.Lock()
         self._is_set = False
         self._used_event_ids: set[int] = set()
         self._event_ids_of_held: dict[int, int] = {}  # by the monotonic millisecond of the event
-        self._refused: set[Path] = set()
         self._begun_s = monotonic()
         self.boot = _BOOT_ID_FILE.read_text(encoding="ascii")[:8] if _BOOT_ID_FILE.exists() else "00000000"
 
@@ -70,7 +71,9 @@ class Clock:
 
     def is_set(self) -> bool:
         """Whether event ids are true from now on. The change is logged once."""
-        if not self._is_set:
+        with self._lock:
+            if self._is_set:
+                return True
             if self._is_synchronised():
                 self._is_set = True
                 log.info("clock: synchronised, it is %s", self._now_text())
@@ -81,7 +84,7 @@ class Clock:
                     self._since_boot(),
                     self._now_text(),
                 )
-        return self._is_set
+            return self._is_set
 
     def event_id(self, monotonic_s: float) -> int:
         """Unix seconds of a moment on the monotonic clock, by the wall clock as it stands now."""
@@ -107,28 +110,23 @@ class Clock:
         """The file name under which an event from `monotonic_s` is held until the clock is set."""
         return HeldName(self.boot, round(monotonic_s * 1000), name).encode()
 
+    def event_id_of_held(self, monotonic_ms: int) -> int:
+        """The true event id of an event that was held in this run; the same one at each call."""
+        return self._event_ids_of_held.setdefault(monotonic_ms, self.event_id(monotonic_ms / 1000))
+
     def release_held(self, folder: Path) -> int:
         """Give the held files in `folder` their true times, oldest first; returns how many. Call it once `is_set()`.
 
         Image and clip of an event get one id, even where the clock is set between them. A file that was held before a
-        reboot keeps its event id: its monotonic clock is gone. One that cannot be renamed is logged once and stays.
+        reboot keeps its event id: its monotonic clock is gone. Raises OSError where the disk takes no renaming.
         """
         released = 0
         held = sorted((h.monotonic_ms, path, h) for path in folder.iterdir() if (h := parse_held(path.name)))
         for monotonic_ms, path, held_name in held:
             name = held_name.name
             if held_name.boot == self.boot:
-                name = with_event_id(
-                    name, self._event_ids_of_held.setdefault(monotonic_ms, self.event_id(monotonic_ms / 1000))
-                )
-            target = free_path(folder, name)
-            try:
-                path.rename(target)
-            except OSError as error:
-                if path not in self._refused:
-                    log.warning("clock: %s cannot be renamed (%s); make its folder writable", path, error.strerror)
-                self._refused.add(path)
-                continue
+                name = with_event_id(name, self.event_id_of_held(monotonic_ms))
+            target = path.rename(free_path(folder, name))
             released += 1
             log.info("clock: %s is now %s", path.name, target.name)
         return released

@@ -1,95 +1,119 @@
-"""Makes the files of events: the alert image and the clip. Tells the uploader about them."""
+"""Makes the files of events, the alert image and the clip, and tells the uploader about them.
+
+All methods are for the loop and touch no disk: each of the two folders has a thread for that, and so has each clip.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from guardianberry.filenames import ImageName, VideoName, free_path
-from guardianberry.recording.clip import ClipWriter, recover_clips, remove_parts
+from guardianberry.filenames import ImageName, VideoName
+from guardianberry.recording.alerts import Alert, AlertImages
+from guardianberry.recording.clip import ClipWriter
 from guardianberry.recording.clock import Clock
-from guardianberry.recording.mp4 import WRITE_ERRORS
+from guardianberry.recording.folder import Folder
 from guardianberry.recording.recorder import EventFacts, Inference, Stop
-from guardianberry.recording.retention import Disk
-from guardianberry.recording.snapshot import save_alert_image
+from guardianberry.recording.recovery import Recovery
+from guardianberry.recording.retention import Reserve, Retention
+from guardianberry.recording.snapshot import alert_jpeg
 
 if TYPE_CHECKING:
-    from guardianberry.camera.stream import Tap
+    from guardianberry.camera.ring import Tap
     from guardianberry.upload.uploader import Uploader
 
 log = logging.getLogger(__name__)
 
+_MAX_CLIPS = 3  # at a time: more only where the disk hangs, and each keeps up to 20 s of video in memory
+_MAX_SILENCE_S = 5.0  # then the event is logged, with or without its files
+
 
 class EventFiles:
-    """Makes the files of one event after the other in `images_folder` and `videos_folder`.
+    """Makes `folder`/images and `folder`/videos, and the files of one event after the other in them.
 
     A file that cannot be written is a warning in the log, never an exception.
     """
 
     def __init__(
         self,
+        folder: Path,
         *,
-        images_folder: Path,
-        videos_folder: Path,
         clock: Clock,
-        disk: Disk,
-        uploads: Uploader,
+        uploader: Uploader,
+        min_free_disk_bytes: int,
         max_recording_duration_s: float,
         frame_rate_fps: float,
     ) -> None:
-        self._images_folder = images_folder
-        self._videos_folder = videos_folder
+        images, videos = folder / "images", folder / "videos"
         self._clock = clock
-        self._disk = disk
-        self._uploads = uploads
+        self._uploader = uploader
         self._max_recording_duration_s = max_recording_duration_s
         self._frame_rate_fps = frame_rate_fps
-        self._clip: ClipWriter | None = None
-        self._clips_written: list[ClipWriter] = []  # stopped, perhaps not finished yet
-        self._holding = True  # an earlier run may have left held files
-        self._no_clip_reason: str | None = None  # of the current event
+        self._images = AlertImages(
+            images,
+            clock=clock,
+            uploader=uploader,
+            reserve=Reserve(folder, images, min_free_bytes=min_free_disk_bytes),
+        )
+        self._recovery = Recovery(
+            videos,
+            max_duration_s=max_recording_duration_s,
+            frame_rate_fps=frame_rate_fps,
+            is_recording=lambda event_id: any(clip.event_id == event_id for clip in self._unfinished()),
+            finished=lambda path: uploader.sweep_soon(),
+        )
+        retention = Retention(videos, min_free_bytes=min_free_disk_bytes, is_uploading=uploader.is_uploading)
+        self._videos = Folder(
+            videos,
+            (self._recovery.finish, retention.make_room, self._release_held_clips),
+            on_disk=self._recovery.look,
+            consequence="no clips are recorded, but alerts are uploaded,",
+        )
+        self._clip: ClipWriter | None = None  # of the current event
+        self._clips: list[ClipWriter] = []  # with the stopped ones that are not finished
+        self._no_clip_reason: str | None = None
+        self._line: _EventLine | None = None
         self.started = 0
+
+    def begin(self) -> None:
+        """Start the threads of the folders. Call once, before the first event."""
+        self._images.folder.start()
+        self._videos.start()
 
     @property
     def clip_end_reason(self) -> str | None:
         """Why the current event's clip takes no more video; None while it does, and without an event."""
         return self._clip.end_reason if self._clip is not None else self._no_clip_reason
 
-    def recover(self) -> None:
-        """Finish the files that an earlier run left open. Call once, before the first event."""
-        for folder in (self._images_folder, self._videos_folder):
-            try:
-                remove_parts(folder)
-            except OSError as error:
-                log.warning("%s cannot be written to (%s); make it writable for this user", folder, error)
-        recover_clips(
-            self._videos_folder,
-            max_duration_s=self._max_recording_duration_s,
-            frame_rate_fps=self._frame_rate_fps,
-        )
-
     def start(self, first: Inference, tap: Tap, facts: EventFacts) -> None:
-        """Save and offer the alert image of `first`, begin the clip. It is logged once a kill takes neither."""
-        trusted = self._clock.is_set()
-        self._holding = self._holding or not trusted
+        """Upload and save the alert image of `first`, begin the clip. Logged once a kill takes neither."""
+        alert = self._make_alert(first)
+        name = VideoName(
+            alert.name.recording_start_time,
+            duration=0,
+            **dataclasses.asdict(facts),
+            width=alert.name.width,
+            height=alert.name.height,
+        )
+        self._begin_clip(name, tap, alert, people=len(first.confidences))
+
+    def alert(self, first: Inference) -> None:
+        """Upload and save the alert image of `first`: an event without a clip."""
+        self._line = _EventLine(self._make_alert(first), people=len(first.confidences), has_clip=False)
+
+    def _make_alert(self, first: Inference) -> Alert:
+        is_held = not self._clock.is_set()
         event_id = self._clock.new_event_id(first.time_s)
         height_px, width_px = first.frame.bgr.shape[:2]
-        image = ImageName(event_id, round(100 * max(first.confidences)), width_px, height_px)
-        image_file = self._save_image(first, image, held=not trusted)
-        clip_name = VideoName(
-            event_id, 0, facts.max_people_found, facts.max_confidence, facts.inference_time_ms, width_px, height_px
-        )
-        self._begin_clip(clip_name, tap, held_since_s=None if trusted else first.time_s)
+        name = ImageName(event_id, round(100 * max(first.confidences, default=0)), width_px, height_px)
+        alert = Alert(name, alert_jpeg(first.frame.bgr, first.people), first.time_s, is_held)
+        self._images.add(alert)
         self.started += 1
-        log.info(
-            "event %d: %d person(s), %d %%; alert image %s, clip %s",
-            event_id,
-            len(first.confidences),
-            image.confidence,
-            image_file.name if image_file else "NOT SAVED",
-            "begun" if self._clip else "NOT BEGUN",
-        )
+        return alert
 
     def note(self, facts: EventFacts) -> None:
         """Update what is known of the event in the name of its clip."""
@@ -101,63 +125,94 @@ class EventFiles:
         log.info("recording stopped: %s", stop.reason)
         if self._clip is not None:
             self._clip.finish(stop)
-            self._clips_written = [clip for clip in self._clips_written if not clip.join(0)]
-            self._clips_written.append(self._clip)
         self._clip = self._no_clip_reason = None
 
-    def release_held(self) -> None:
-        """Give the events from before the clock was set their true time, once it is set. It costs little."""
-        if not self._holding or not self._clock.is_set():
-            return
-        self._clips_written = [clip for clip in self._clips_written if not clip.join(0)]
-        self._holding = self._clip is not None or bool(self._clips_written)
-        if self._clock.release_held(self._images_folder) + self._clock.release_held(self._videos_folder):
-            self._uploads.sweep_soon()
+    def check(self) -> None:
+        """Log disks that hang, and an event whose files take long. Call it often."""
+        self._images.folder.check()
+        self._videos.check()
+        if self._line is not None and self._line.is_due():
+            self._line.write(clip="NOT BEGUN" if self._line.has_clip else "none within the gap")
+            self._line = None
 
     def close(self, timeout_s: float) -> None:
-        """Wait until the stopped clips have their final names, at most `timeout_s` for each."""
-        for clip in self._clips_written:
-            if not clip.join(timeout_s):
+        """Wait until the images are saved and the stopped clips finished, at most `timeout_s` in all."""
+        give_up_s = time.monotonic() + timeout_s
+        for clip in self._clips:
+            if not clip.join(max(0.0, give_up_s - time.monotonic())):
                 log.warning("clip: the disk is slow; the next start finishes what is still open")
+        self._images.close(max(0.1, give_up_s - time.monotonic()))
 
-    def _save_image(self, first: Inference, name: ImageName, *, held: bool) -> Path | None:
-        path = free_path(self._images_folder, name)
-        if held:
-            path = self._images_folder / self._clock.hold(name, first.time_s)
-        saved = self._try_to_save(path, first) or (self._disk.give_up_reserve() and self._try_to_save(path, first))
-        if saved and not held:
-            jpeg, remove = path.read_bytes(), lambda: path.unlink(missing_ok=True)
-            self._uploads.offer_alert(path.name, jpeg, frame_arrival_s=first.time_s, stored=remove)
-            self._uploads.alert_saved(path.name)
-        return path if saved else None
+    def _unfinished(self) -> list[ClipWriter]:
+        return [clip for clip in list(self._clips) if not clip.join(0)]
 
-    def _try_to_save(self, path: Path, first: Inference) -> bool:
-        try:
-            save_alert_image(path, first.frame.bgr, first.people)
-        except OSError as error:
-            log.warning("alert image: cannot write %s (%s)", path, error)
-            return False
-        return True
-
-    def _begin_clip(self, name: VideoName, tap: Tap, *, held_since_s: float | None) -> None:
+    def _begin_clip(self, name: VideoName, tap: Tap, alert: Alert, *, people: int) -> None:
         def final_name(name: VideoName) -> str:
-            return name.encode() if held_since_s is None else self._clock.hold(name, held_since_s)
+            return self._clock.hold(name, alert.time_s) if is_held else name.encode()
 
-        try:
-            self._clip = ClipWriter(
-                tap,
-                self._videos_folder,
-                name=name,
-                final_name=final_name,
-                max_duration_s=self._max_recording_duration_s,
-                frame_rate_fps=self._frame_rate_fps,
-                finished=self._clip_finished,
-            )
-        except WRITE_ERRORS as error:
+        def begun(is_begun: bool) -> None:
+            line.write(clip="begun" if is_begun else "NOT BEGUN")
+
+        is_held = alert.is_held
+        line = self._line = _EventLine(alert, people=people)
+        self._clips = self._unfinished()
+        if len(self._clips) >= _MAX_CLIPS:
+            self._no_clip_reason = "the disk has not taken the clips before"
             tap.close()
-            self._no_clip_reason = "there is no clip"
-            log.warning("clip: cannot record into %s (%s); alerts go on", self._videos_folder, error)
+            return
+        self._clip = ClipWriter(
+            tap,
+            self._videos.path,
+            name=name,
+            final_name=final_name,
+            max_duration_s=self._max_recording_duration_s,
+            frame_rate_fps=self._frame_rate_fps,
+            is_ready=self._videos.is_ready,
+            alert_is_safe=alert.is_safe,
+            begun=begun,
+            finished=self._clip_finished,
+            left=self._recovery.add,
+            failed=self._videos.report,
+        )
+        self._clips.append(self._clip)
 
     def _clip_finished(self, path: Path) -> None:
         log.info("clip finished: %s", path.name)
-        self._uploads.sweep_soon()
+        self._uploader.sweep_soon()
+        self._videos.wake()  # held ones are renamed there
+
+    def _release_held_clips(self) -> None:
+        if self._clock.is_set() and self._clock.release_held(self._videos.path):
+            self._uploader.sweep_soon()
+
+
+class _EventLine:
+    """The line of an event in the log, written once, by whichever thread comes first."""
+
+    def __init__(self, alert: Alert, *, people: int, has_clip: bool = True) -> None:
+        self.has_clip = has_clip
+        self._made_s = time.monotonic()
+        self._alert = alert
+        self._people = people
+        self._lock = threading.Lock()
+        self._is_written = False
+
+    def is_due(self) -> bool:
+        """Whether to write it without waiting any longer for the clip, which otherwise is the one to begin it."""
+        is_safe = self._alert.is_safe.is_set() and not self.has_clip
+        return is_safe or time.monotonic() - self._made_s > _MAX_SILENCE_S
+
+    def write(self, *, clip: str) -> None:
+        with self._lock:
+            if self._is_written:
+                return
+            self._is_written = True
+        image = self._alert.name
+        log.info(
+            "event %d: %d person(s), %d %%; alert image %s, clip %s",
+            image.recording_start_time,
+            self._people,
+            image.confidence,
+            image.encode() if self._alert.is_safe.is_set() else f"{image.encode()} in memory only",
+            clip,
+        )

@@ -7,7 +7,9 @@ Every frame is a fragment of its own and is written at once, so that a killed pr
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +18,7 @@ import av
 import av.error
 from av.container import InputContainer
 
-from guardianberry.filenames import PART_PREFIX
+from guardianberry.filenames import PART_PREFIX, VideoName, free_path
 from guardianberry.files import fsync_path
 from guardianberry.mp4_boxes import read_boxes
 
@@ -153,3 +155,17 @@ def _end_s(packet: av.Packet, frame_rate_fps: float) -> float:
         return 0.0
     duration_s = float((packet.duration or 0) * packet.time_base) or 1 / frame_rate_fps
     return float(packet.dts * packet.time_base) + duration_s
+
+
+def finish_file(
+    path: Path, name: VideoName, duration_s: float, max_duration_s: float, final_name: Callable[[VideoName], str]
+) -> Path:
+    """Give a closed clip its final name, once its data are on the disk. Raises OSError."""
+    fsync_path(path)
+    name = dataclasses.replace(name, duration=min(round(duration_s), int(max_duration_s)))
+    target = path.with_name(final_name(name))
+    if target.exists():
+        target = free_path(path.parent, name)
+    path.rename(target)
+    fsync_path(target.parent)
+    return target

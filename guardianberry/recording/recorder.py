@@ -18,7 +18,7 @@ from typing import Any
 
 _MISSES_FORGIVEN = 1  # inferences without a person among those that start an event
 _ALERT_GAP_S = 10.0  # between alerts within the gap: people who come and go are not a flood
-_WINDOW_MAX_AGE_S = 5.0  # an older detection starts no event: its frame is too old for an alert
+_MIN_WINDOW_S = 5.0  # an older detection starts no event: its frame is too old for an alert
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class Recorder:
         self._min_gap_s = min_gap_between_video_start_s
         self._person_gone_after_s = person_gone_after_s
         self._detections_to_start = detections_to_start
-        self._window: deque[Inference] = deque(maxlen=detections_to_start + _MISSES_FORGIVEN)
+        self._window_size = detections_to_start + _MISSES_FORGIVEN
+        self._window: deque[Inference] = deque(maxlen=self._window_size)
         self._event: list[Inference] = []  # of the current event, without frames; empty when idle
         self._last_start_s: float | None = None
         self._last_alert_s = -math.inf
@@ -115,7 +116,10 @@ class Recorder:
 
     def step(self, inference: Inference) -> Start | Alert | Stop | None:
         """The action that follows from this inference, if any."""
-        while self._window and inference.time_s - self._window[0].time_s > _WINDOW_MAX_AGE_S:
+        slowest_ms = max(seen.inference_ms for seen in (*self._window, inference))
+        # Where an inference takes longer than a second or two, the window must last for as many of them as it holds.
+        window_s = max(_MIN_WINDOW_S, self._window_size * slowest_ms / 1000)
+        while self._window and inference.time_s - self._window[0].time_s > window_s:
             self._window.popleft()
         self._window.append(inference)
         self._follow_scene(inference)

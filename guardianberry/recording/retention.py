@@ -1,8 +1,7 @@
-"""Room on the disk: what goes when it runs short, and a reserve that the alert image may always have."""
+"""Free space: the oldest clips go when the disk runs short, and a reserve lets alert images be saved on a full one."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
@@ -10,98 +9,134 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from guardianberry.filenames import HeldName, ImageName, VideoName, parse, parse_held
+from guardianberry.filenames import VideoName, parse, parse_held
 
 log = logging.getLogger(__name__)
 
 _RESERVE_BYTES = 1_000_000  # a dozen alert images
 _RESERVE_NAME = ".reserve"
+_USELESS_PAUSE_S = 600.0
 
 
-class Disk:
-    """Keeps `min_free_bytes` free by deleting the oldest finished clips and, where that is not enough, images.
+def space_to_keep_bytes(folder: Path, min_free_bytes: int) -> int:
+    """`min_free_bytes`, but at most a tenth of the disk under `folder`. Raises OSError."""
+    return min(min_free_bytes, shutil.disk_usage(folder).total // 10)
 
-    What is deleted had not been uploaded, or it would be gone already: each is a loss, and named in a warning. A file
-    that this process has known for less than `spared_s` is spared: it may be on its way to S3, and where another
-    program fills the disk, deleting it would help nobody. Open clips and files of other names are never touched.
 
-    The reserve is a file in `folder` that is given up when the disk is full to the last byte, so that alerts go on.
+class Retention:
+    """Deletes the oldest finished clips in `folder` while its disk is short of space, each with a warning.
+
+    A deleted clip had not been uploaded, or it would be gone already. So nothing is deleted where that cannot bring
+    enough space, because other files fill the disk, nor what `is_uploading` now. Images are never deleted.
     """
 
     def __init__(
         self,
-        *,
         folder: Path,
-        images_folder: Path,
-        videos_folder: Path,
+        *,
         min_free_bytes: int,
-        spared_s: float = 600.0,
+        is_uploading: Callable[[Path], bool],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._reserve = folder / _RESERVE_NAME
-        self._images_folder = images_folder
-        self._videos_folder = videos_folder
+        self._folder = folder
         self._min_free_bytes = min_free_bytes
-        self._spared_s = spared_s
+        self._is_uploading = is_uploading
         self._monotonic = monotonic
-        self._known_since_s: dict[Path, float] = {}
+        self._is_told = False
+        self._useless_until_s = 0.0
 
-    def free_bytes(self) -> int:
-        """Of the fuller one, where the two folders lie on different disks."""
-        return min(shutil.disk_usage(folder).free for folder in (self._images_folder, self._videos_folder))
+    def make_room(self) -> None:
+        """Raises OSError where the folder cannot be read."""
+        missing_bytes = self._missing_bytes()
+        if missing_bytes <= 0:
+            self._is_told = False
+        if missing_bytes <= 0 or self._monotonic() < self._useless_until_s:
+            return
+        clips = self._oldest_first()
+        if sum(_disk_bytes(path) for path in clips if not self._is_uploading(path)) < missing_bytes:
+            self._tell("all its clips take less: free some space")
+            return
+        for path in clips:
+            if self._is_uploading(path) or not _delete(path):
+                continue
+            before_bytes, missing_bytes = missing_bytes, self._missing_bytes()
+            if missing_bytes <= 0:
+                return
+            if missing_bytes >= before_bytes:
+                self._tell("deleting a clip did not help")
+                self._useless_until_s = self._monotonic() + _USELESS_PAUSE_S
+                return
 
-    def make_room(self) -> int:
-        """Delete what must go, oldest first; how many files. Two system calls while there is room."""
-        if not self._is_short():
-            self._fill_reserve()
-            return 0
-        lost = 0
-        for path in self._in_order_of_worth():
-            if not self._is_short():
-                break
-            with contextlib.suppress(OSError):  # uploaded meanwhile, or on a disk that takes no writes
-                path.unlink()
-                lost += 1
-                log.warning(
-                    "disk: %s is LOST: deleted before it was uploaded, because less than %d MB were free",
-                    path.name,
-                    self._min_free_bytes // 1_000_000,
-                )
-        return lost
+    def _missing_bytes(self) -> int:
+        return space_to_keep_bytes(self._folder, self._min_free_bytes) - shutil.disk_usage(self._folder).free
 
-    def give_up_reserve(self) -> bool:
-        """Make room for an alert image on a disk that is full to the last byte; whether there was any left to give."""
+    def _tell(self, reason: str) -> None:
+        if not self._is_told:
+            log.warning("disk: too little space under %s/, and nothing more is deleted: %s", self._folder.name, reason)
+        self._is_told = True
+
+    def _oldest_first(self) -> list[Path]:
+        """Finished clips. The held ones, from before the clock was set, are the newest."""
+        found = []
+        for path in self._folder.iterdir():
+            held = parse_held(path.name)
+            name = held.name if held else parse(path.name)
+            if isinstance(name, VideoName):
+                found.append((held is not None, held.monotonic_ms if held else name.recording_start_time, path))
+        return [path for _, _, path in sorted(found)]
+
+
+def _delete(path: Path) -> bool:
+    try:
+        path.unlink()
+    except OSError:  # uploaded meanwhile, or on a disk that takes no writes
+        return False
+    log.warning("disk: %s is LOST: deleted before it was uploaded, because the disk is nearly full", path.name)
+    return True
+
+
+def _disk_bytes(path: Path) -> int:
+    try:
+        return path.lstat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
+class Reserve:
+    """A file on the disk of `images`, which is deleted when that disk is full, so that an alert image can be saved.
+
+    It lies in `folder`, or in `images` where that is another disk.
+    """
+
+    def __init__(self, folder: Path, images: Path, *, min_free_bytes: int) -> None:
+        self._folder = folder
+        self._images = images
+        self._min_free_bytes = min_free_bytes
+
+    def fill(self) -> None:
+        """Make the file where it is missing and the disk has space. Raises OSError."""
+        path = self._path()
+        if path.exists() and _disk_bytes(path) >= _RESERVE_BYTES:
+            return
+        needed_bytes = space_to_keep_bytes(self._images, self._min_free_bytes) + _RESERVE_BYTES
+        if shutil.disk_usage(self._images).free < needed_bytes:
+            return
         try:
-            self._reserve.unlink()
+            with path.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+
+    def give_up(self) -> bool:
+        """Call on ENOSPC alone. Returns whether there was a reserve."""
+        try:
+            self._path().unlink()
         except OSError:
             return False
         log.warning("disk: full to the last byte; the reserve for alert images is used now")
         return True
 
-    def _is_short(self) -> bool:
-        return self.free_bytes() < self._min_free_bytes
-
-    def _in_order_of_worth(self) -> list[Path]:
-        """What may go, the least worth first."""
-        found: list[Path] = []
-        for folder, kind in ((self._videos_folder, VideoName), (self._images_folder, ImageName)):
-            dated = [(start, path) for path in folder.iterdir() if (start := _start_of(path.name, kind)) is not None]
-            found += [path for _, path in sorted(dated)]
-        now_s = self._monotonic()
-        self._known_since_s = {path: self._known_since_s.get(path, now_s) for path in found}
-        return [path for path in found if now_s - self._known_since_s[path] >= self._spared_s]
-
-    def _fill_reserve(self) -> None:
-        if self._reserve.exists():
-            return
-        with contextlib.suppress(OSError), self._reserve.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
-
-
-def _start_of(file_name: str, kind: type[VideoName | ImageName]) -> tuple[bool, int] | None:
-    """A sort key, for finished files of that kind only: dated events first, held ones are the newest."""
-    held: HeldName | None = parse_held(file_name)
-    name = held.name if held else parse(file_name)
-    if not isinstance(name, kind):
-        return None
-    return (True, held.monotonic_ms) if held else (False, name.recording_start_time)
+    def _path(self) -> Path:
+        same_disk = os.stat(self._folder).st_dev == os.stat(self._images).st_dev
+        return (self._folder if same_disk else self._images) / _RESERVE_NAME

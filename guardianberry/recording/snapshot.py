@@ -1,15 +1,13 @@
-"""The alert image: the frame of the first detection with its people boxed, on the disk in one step."""
+"""The alert image: the frame of the first detection, with the people boxed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
 
 from guardianberry.detection.detector import Person
-from guardianberry.files import write_atomically
 
 JPEG_QUALITY = 85  # 0 to 100; 50 to 80 kB a picture, which a 300 kbit/s uplink sends in 2 s
 _BOX_COLOUR_BGR = (0, 0, 255)
@@ -68,9 +66,9 @@ def _label(text: str) -> np.ndarray:
     return np.where(dots[:, :, None], _TEXT_COLOUR_BGR, _BOX_COLOUR_BGR).astype(np.uint8)
 
 
-def save_alert_image(path: Path, frame_bgr: np.ndarray, people: Sequence[Person]) -> None:
-    """Write the boxed frame as JPEG: `path` is either not there or complete, after a power cut too. Raises OSError."""
+def alert_jpeg(frame_bgr: np.ndarray, people: Sequence[Person]) -> bytes:
+    """The frame as JPEG, with each person boxed."""
     encoded, jpeg = cv2.imencode(".jpg", draw_people(frame_bgr, people), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     if not encoded:
-        raise OSError("OpenCV could not encode the picture as JPEG")
-    write_atomically(path, jpeg.tobytes())
+        raise ValueError("OpenCV cannot encode this picture as JPEG")
+    return jpeg.tobytes()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from guardianberry.filenames import ImageName, VideoName, parse
+from guardianberry.files import DiskThread
 from guardianberry.logs import OncePerCause
 
 log = logging.getLogger(__name__)
@@ -32,14 +33,15 @@ class MediaType:
     name_type: type[ImageName] | type[VideoName]
     suffix: str
     content_type: str
+    disk: DiskThread  # for whatever touches the folder: the sweep must go on where one of the two disks hangs
 
 
 def image_media_type(folder: Path, bucket: str) -> MediaType:
-    return MediaType("image", folder, bucket, ImageName, ".jpg", "image/jpeg")
+    return MediaType("image", folder, bucket, ImageName, ".jpg", "image/jpeg", DiskThread())
 
 
 def video_media_type(folder: Path, bucket: str) -> MediaType:
-    return MediaType("video", folder, bucket, VideoName, ".mp4", "video/mp4")
+    return MediaType("video", folder, bucket, VideoName, ".mp4", "video/mp4", DiskThread())
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ class Queue:
     def _read(self, media_type: MediaType) -> list[QueuedFile]:
         word = media_type.word
         try:
-            queued, odd = list_queued(media_type)
+            queued, odd = media_type.disk.call(list_queued, media_type)
         except OSError as error:
             if word not in self.unreadable:
                 log.warning("the folder of the %ss cannot be read: %s; it is tried again", word, error.strerror)
@@ -231,6 +233,6 @@ class Queue:
 
 def _list(media_type: MediaType) -> list[QueuedFile]:
     try:
-        return list_queued(media_type)[0]
+        return media_type.disk.call(list_queued, media_type)[0]
     except OSError:
         return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -155,7 +156,7 @@ class OpenFile(Source):
         self._descriptor = _open(queued.path)
         try:
             self._stat = os.fstat(self._descriptor)
-            super().__init__(queued, self._stat.st_size, lambda size, offset: os.pread(self._descriptor, size, offset))
+            super().__init__(queued, self._stat.st_size, self._read)
             self._check()
         except BaseException:
             os.close(self._descriptor)
@@ -165,13 +166,20 @@ class OpenFile(Source):
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
+        with contextlib.suppress(TimeoutError):
+            self.queued.media_type.disk.call(os.close, self._descriptor)
+
+    def _read(self, size: int, offset: int) -> bytes:
+        return self.queued.media_type.disk.call(os.pread, self._descriptor, size, offset)
 
     def delete(self) -> bool:
         """Remove the file from the disk. False, and nothing removed, if it was changed or replaced since the opening.
 
         Raises OSError.
         """
+        return self.queued.media_type.disk.call(self._delete)
+
+    def _delete(self) -> bool:
         try:
             if _version(os.stat(self.queued.path, follow_symlinks=False)) != _version(self._stat):
                 return False

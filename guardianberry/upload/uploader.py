@@ -116,6 +116,7 @@ class Uploader:
         self._latencies_ms: dict[Path, int] = {}
         self._counters = Counters()
         self._worst_latency_s = 0.0  # since `take_worst_alert_latency_s`
+        self._current: Path | None = None  # the sweep's
 
     # Called from outside
 
@@ -148,6 +149,10 @@ class Uploader:
     def alert_saved(self, file_name: str) -> None:
         """The alert image is in `images/` under that name now and stays there after a power cut."""
         self._alerts.saved(file_name)
+
+    def is_uploading(self, path: Path) -> bool:
+        """Whether the sweep is at this file."""
+        return path == self._current
 
     def sweep_soon(self) -> None:
         self._wake.set()
@@ -283,7 +288,7 @@ class Uploader:
             if self._images not in closed:
                 yield alert.queued, partial(self._alerts.try_once, alert)
         for queued in self._queue.files(closed, self._wake):
-            if not self._alerts.is_trying(queued.file_name):
+            if not queued.media_type.disk.hangs and not self._alerts.is_trying(queued.file_name):
                 yield queued, partial(self._send_file, queued)
 
     # One file, from either lane
@@ -295,8 +300,9 @@ class Uploader:
 
     def _send_file(self, queued: QueuedFile) -> bool:
         """True: S3 has the file. False: it is gone or unfit. Raises UploadError."""
+        self._current = queued.path
         try:
-            with OpenFile(queued) as file:
+            with queued.media_type.disk.call(OpenFile, queued) as file:
                 return self._send(file, before_block=self._wait_for_alerts_and_parts)
         except FileNotFoundError:
             return False
@@ -304,6 +310,8 @@ class Uploader:
             self._queue.report(queued, str(error))
         except OSError as error:
             self._queue.report(queued, f"it cannot be read: {error.strerror or error}")
+        finally:
+            self._current = None
         return False
 
     def _send(self, source: Source, *, before_block: Callable[[], None]) -> bool:
