@@ -43,6 +43,7 @@ from guardianberry.upload.upload_file import Body
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 2  # the second one helps in a short disturbance; the sweep handles longer ones
+_MAX_ANSWERS = 100  # remembered
 # The parts of a request that a server may not support, in the order in which they are left out to see whether it is
 # them, and what is missing then.
 _OPTIONAL = {
@@ -149,7 +150,8 @@ class S3:
                     continue
                 self._leave_out(left_out, error)
                 return stored
-            self._not_to_blame.add(str(error))
+            if len(self._not_to_blame) < _MAX_ANSWERS:
+                self._not_to_blame.add(str(error))
             raise
 
     def _leave_out(self, names: set[str], error: UploadError) -> None:

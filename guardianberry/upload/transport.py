@@ -37,7 +37,7 @@ _MIN_RATE_BYTES_PER_S = 4_000
 _SEND_BUFFER_BYTES = 16 * 1024
 _MAX_ANSWER_BYTES = 64 * 1024
 _MAX_LINE_BYTES = 8 * 1024
-_MAX_INTERIM_ANSWERS = 8  # of "100 Continue" in one answer
+_MAX_INTERIM_ANSWERS, _MAX_INTERIM_HEADERS = 8, 20  # of "100 Continue" in one answer
 # A smaller body is sent without asking first: an alert does not wait for a round trip, and not for a second where the
 # server says no "100 Continue". For a larger one it is worth knowing first that the object is there already.
 _MIN_EXPECT_BYTES = 256 * 1024
@@ -152,8 +152,9 @@ class _Connection:
             try:
                 parts = stream.readline(_MAX_LINE_BYTES).split(None, 2)
                 if parts[1:2] == [b"100"]:
-                    while stream.readline(_MAX_LINE_BYTES).strip():
-                        pass
+                    for _ in range(_MAX_INTERIM_HEADERS):
+                        if not stream.readline(_MAX_LINE_BYTES).strip():
+                            break
                 elif parts:
                     version, status, reason = (part.decode("ascii") for part in [*parts, b"", b""][:3])
                     self.response_class = functools.partial(
