@@ -259,14 +259,15 @@ def run(folder: Path, stop: threading.Event, at_the_end: ExitStack, *, demo: boo
         action = recorder.step(inference)
 
         # Act
-        if isinstance(action, Start):
-            events.start(action.first, camera.open_tap(action.first.time_s), recorder.facts())
-        elif isinstance(action, Alert):
-            events.alert(action.first)
-        elif isinstance(action, Stop):
-            events.stop(action)
-        elif recorder.recording:
-            events.note(recorder.facts())
+        match action:
+            case Start(first):
+                events.start(first, camera.open_tap(first.time_s), recorder.facts())
+            case Alert(first):
+                events.alert(first)
+            case Stop():
+                events.stop(action)
+            case None if recorder.recording:
+                events.note(recorder.facts())
 
 
 def finish(
