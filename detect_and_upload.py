@@ -48,6 +48,7 @@ from guardianberry.summary import DailySummary
 if TYPE_CHECKING:  # these load OpenCV, OpenVINO or boto3, so each is imported when it is needed
     from guardianberry.camera.supervisor import Camera
     from guardianberry.detection.detector import Detector
+    from guardianberry.detection.finder import PeopleFinder
     from guardianberry.detection.preparation import Preparation
     from guardianberry.detection.weights import Graph
     from guardianberry.heartbeat import Heartbeat
@@ -85,6 +86,7 @@ CAMERA_OPTIONS = ()  # more for the camera program, as ("--rotation", "180") whe
 # ---- Files and buckets
 VIDEOS_BUCKET = "guardianberry.videos"  # names are unique in all of AWS: put yours here
 IMAGES_BUCKET = "guardianberry.images"  # must differ from the other: each new object here alerts somebody
+LIVE_UPLOAD = True  # clips go out while they are recorded: twice over the uplink, some 15 requests an event more
 SERVER_SIDE_ENCRYPTION = "AES256"  # None for S3 servers without encryption
 MIN_FREE_DISK_BYTES = 500_000_000  # below it the oldest videos are deleted, uploaded or not; a full card stops the Pi
 
@@ -131,6 +133,13 @@ def take_prepared_weights(preparation: Preparation, uploader: Uploader) -> Detec
     if detector:
         uploader.set_video_metadata("model", detector.model_name)
     return detector
+
+
+def make_finder(detector: Detector) -> PeopleFinder:
+    """Its detector may be replaced between two frames."""
+    from guardianberry.detection.finder import PeopleFinder
+
+    return PeopleFinder(detector, inference_at_least_every_s=INFERENCE_AT_LEAST_EVERY_S, ignore_zones=IGNORE_ZONES)
 
 
 def make_camera(*, wait_for_other_users: bool) -> Camera:
@@ -189,6 +198,7 @@ def make_event_files(folder: Path, clock: Clock, uploader: Uploader) -> EventFil
         min_free_disk_bytes=MIN_FREE_DISK_BYTES,
         max_recording_duration_s=MAX_RECORDING_DURATION_S,
         frame_rate_fps=FRAME_RATE_FPS,
+        live=uploader.live if LIVE_UPLOAD else None,
     )
 
 
@@ -204,7 +214,6 @@ def make_heartbeat(
 def run(folder: Path, stop: threading.Event, at_the_end: ExitStack, *, demo: bool = False) -> None:
     """Guard until `stop` is set. Files go to `folder`/videos and `folder`/images; the loop itself touches no disk."""
     from guardianberry.detection.detector import advice_if_slow
-    from guardianberry.detection.motion import MotionGate
     from guardianberry.detection.preparation import Preparation
 
     preparation = Preparation(WEIGHTS, HERE / "models", stop=stop)
@@ -216,7 +225,7 @@ def run(folder: Path, stop: threading.Event, at_the_end: ExitStack, *, demo: boo
     events = make_event_files(folder, clock, uploader)
     recorder = make_recorder(demo=demo)
     camera = make_camera(wait_for_other_users=not demo)  # a demo does not use the real camera
-    gate = MotionGate(inference_at_least_every_s=INFERENCE_AT_LEAST_EVERY_S)
+    finder = make_finder(detector)
     summary = DailySummary(folder, uploader, clock.monotonic())
     duty = Duty(folder, ArmedHours("" if demo else ARMED_HOURS), is_synchronised=system_clock_is_synchronised)
     heartbeat = make_heartbeat(folder, uploader, camera, events, duty, demo=demo)
@@ -232,8 +241,9 @@ def run(folder: Path, stop: threading.Event, at_the_end: ExitStack, *, demo: boo
         if (reason := events.clip_end_reason) and (stopped := recorder.end(clock.monotonic(), reason)):
             events.stop(stopped)
         events.check()
-        detector = take_prepared_weights(preparation, uploader) or detector
-        summary.log_if_due(clock.monotonic(), events=events.started, relaunches=camera.relaunches)
+        finder.detector = take_prepared_weights(preparation, uploader) or finder.detector
+        counts = {"events": events.started, "relaunches": camera.relaunches, "still_things": finder.still_things}
+        summary.log_if_due(clock.monotonic(), **counts)
 
         # Wait: for a new frame
         frame = camera.newest_frame(timeout_s=LOOP_TICK_S, after_number=last_number, stop=stop)
@@ -242,18 +252,16 @@ def run(folder: Path, stop: threading.Event, at_the_end: ExitStack, *, demo: boo
         last_number = frame.number
 
         # Detect: where something moves, in every frame while a person is seen, else every INFERENCE_AT_LEAST_EVERY_S
-        attentive = recorder.recording or recorder.suspects
         try:
-            if not gate.needs_inference(frame.luma(), frame.arrival_s, attentive=attentive):
-                log.debug("frame %d: nothing moves", frame.number)
-                continue
-            people = detector.find_people(frame.bgr)
+            people = finder.find(frame, attentive=recorder.attentive, camera_launches=camera.launches)
         except Exception as error:  # noqa: BLE001  whatever a stream holds must not end the daemon; `reject` logs it
             camera.reject(error)
             continue
-        inference = Inference(frame.arrival_s, [p.confidence for p in people], detector.last_ms, frame, people)
-        heartbeat.note_inference(frame.arrival_s)
-        log.debug("frame %d: %d person(s), %.0f ms", frame.number, len(people), detector.last_ms)
+        if people is None:
+            continue
+        scores = [person.confidence for person in people]
+        inference = Inference(frame.arrival_s, scores, finder.detector.last_ms, frame, people)
+        heartbeat.note_inference(frame.arrival_s, view_lost=finder.view_is_lost)
 
         # Decide
         action = recorder.step(inference)
@@ -267,7 +275,9 @@ def run(folder: Path, stop: threading.Event, at_the_end: ExitStack, *, demo: boo
             case Stop():
                 events.stop(action)
             case None if recorder.recording:
-                events.note(recorder.facts())
+                events.note(recorder.facts(), inference)
+        if reason := finder.take_view_lost():
+            events.alert(inference, view_lost=reason)
 
 
 def finish(

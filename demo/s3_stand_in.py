@@ -23,7 +23,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}")  # of a bucket or a key: no way out of the folder
+_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}")  # of a bucket or a part of a key: no way out of the folder
 _MOST_BYTES = 200 * 1024 * 1024
 _BLOCK_BYTES = 64 * 1024
 _METADATA_PREFIX = "x-amz-meta-"
@@ -59,9 +59,13 @@ class Handler(BaseHTTPRequestHandler):
     def _target(self) -> Path | None:
         parts = urlsplit(self.path)
         names = unquote(parts.path).split("/")[1:]
-        if parts.query not in ("", "x-id=PutObject") or len(names) != 2 or not all(map(_NAME.fullmatch, names)):
+        if (
+            parts.query not in ("", "x-id=PutObject")
+            or not 2 <= len(names) <= 4
+            or not all(map(_NAME.fullmatch, names))
+        ):
             return None
-        return self.folder / names[0] / names[1]
+        return self.folder.joinpath(*names)
 
     def _is_there(self, target: Path) -> bool:
         return self.headers.get("If-None-Match") == "*" and target.exists()

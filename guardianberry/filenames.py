@@ -2,6 +2,7 @@
 
     videos/{recording_start_time}-{duration}-{max_people_found}-{max_confidence}-{inference_time_ms}-{width}-{height}.mp4
     images/{recording_start_time}-{confidence}-{width}-{height}.jpg
+    videos/{recording_start_time}-{confidence}-{width}-{height}.best.jpg
 
 Every field is a decimal integer without sign. `recording_start_time` is Unix seconds, the same for the image and the
 video of one event; durations are seconds, confidences per cent, sizes pixels.
@@ -24,6 +25,7 @@ from typing import TypeVar
 _DIGITS = 15  # at most: far beyond any date or size, and nothing overflows
 _NUMBER = rf"(0|[1-9][0-9]{{0,{_DIGITS - 1}}})"
 _VIDEO_PATTERN = re.compile("-".join([_NUMBER] * 7) + r"\.mp4", re.ASCII)
+_BEST_PATTERN = re.compile("-".join([_NUMBER] * 4) + r"\.best\.jpg", re.ASCII)
 _IMAGE_PATTERN = re.compile("-".join([_NUMBER] * 4) + r"\.jpg", re.ASCII)
 
 OPEN_PREFIX = ".open-"
@@ -61,21 +63,37 @@ class ImageName:
 
 
 @dataclass(frozen=True)
+class BestName:
+    """What the name of the best picture of an event says. It lies in videos/, because no alert hangs on it."""
+
+    recording_start_time: int
+    confidence: int
+    width: int
+    height: int
+
+    def encode(self) -> str:
+        return _encode(self, ".best.jpg")
+
+
+EventName = VideoName | ImageName | BestName
+
+
+@dataclass(frozen=True)
 class HeldName:
     """An event file that is held until the clock is set: `monotonic_ms` is the event's time since boot `boot`."""
 
     boot: str
     monotonic_ms: int
-    name: VideoName | ImageName
+    name: EventName
 
     def encode(self) -> str:
         return f".held-{self.boot}-{self.monotonic_ms}-{self.name.encode()}"
 
 
-_Name = TypeVar("_Name", bound=VideoName | ImageName)
+_Name = TypeVar("_Name", bound=EventName)
 
 
-def _encode(name: VideoName | ImageName, suffix: str) -> str:
+def _encode(name: EventName, suffix: str) -> str:
     """Raises ValueError for a field that `parse` would not take back."""
     encoded = "-".join(str(value) for value in dataclasses.astuple(name)) + suffix
     if parse(encoded) != name:
@@ -83,12 +101,14 @@ def _encode(name: VideoName | ImageName, suffix: str) -> str:
     return encoded
 
 
-def parse(name: str) -> VideoName | ImageName | None:
+def parse(name: str) -> EventName | None:
     """The fields of a finished event file's name; None for every other name, which is then left alone."""
     if match := _VIDEO_PATTERN.fullmatch(name):
         return VideoName(*(int(field) for field in match.groups()))
     if match := _IMAGE_PATTERN.fullmatch(name):
         return ImageName(*(int(field) for field in match.groups()))
+    if match := _BEST_PATTERN.fullmatch(name):
+        return BestName(*(int(field) for field in match.groups()))
     return None
 
 
@@ -114,7 +134,7 @@ def with_event_id(name: _Name, event_id: int) -> _Name:
     return dataclasses.replace(name, recording_start_time=event_id % 10**_DIGITS)
 
 
-def free_path(folder: Path, name: VideoName | ImageName) -> Path:
+def free_path(folder: Path, name: EventName) -> Path:
     """Where `name` can be put without replacing another event's file: itself, or with a start a few seconds later."""
     path = folder / name.encode()
     while path.exists():

@@ -81,6 +81,7 @@ def _rules(c: SimpleNamespace) -> Iterator[tuple[Any, str]]:
         yield 64 <= size_px <= 4096 and size_px % 2 == 0, f"{name} must be even (H.264) and lie between 64 and 4096"
     every = "INFERENCE_AT_LEAST_EVERY_S must be above 0 and at most MAX_RECORDING_DURATION_S"
     yield 0 < c.INFERENCE_AT_LEAST_EVERY_S <= longest, f"{every}, or people who stand still are missed"
+    yield isinstance(getattr(c, "LIVE_UPLOAD", None), bool), "LIVE_UPLOAD must be True or False"
     yield (
         _are_zones(getattr(c, "IGNORE_ZONES", None)),
         "IGNORE_ZONES must be polygons like (((0, 0), (0.3, 0), (0.3, 1)),): points from 0 to 1",

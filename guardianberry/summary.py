@@ -24,21 +24,24 @@ class DailySummary:
         self._start_s = now_s
         self._days = 0
 
-    def log_if_due(self, now_s: float, *, events: int, relaunches: int) -> None:
+    def log_if_due(self, now_s: float, *, events: int, relaunches: int, still_things: int = 0) -> None:
         """`now_s` on the monotonic clock; the counts since the start of the process."""
         days = int((now_s - self._start_s) / DAY_S)
         if days <= self._days:
             return
         self._days = days
         # In a thread, because it counts files: the disk may hang, the loop must not.
-        threading.Thread(target=self._log, args=(days, events, relaunches), name="summary", daemon=True).start()
+        threading.Thread(
+            target=self._log, args=(days, events, relaunches, still_things), name="summary", daemon=True
+        ).start()
 
-    def _log(self, days: int, events: int, relaunches: int) -> None:
+    def _log(self, days: int, events: int, relaunches: int, still_things: int) -> None:
         counters, queued = self._uploader.counters(), self._uploader.pending()
         worst_s = counters.worst_alert_latency_s
         alert = f"slowest alert {worst_s:.1f} s after its frame" if worst_s else "no alert"
         log.info(
-            "since the start, %s ago: %s; %s and %s uploaded, %d and %d queued, %s; %s; camera relaunched %s; %s free",
+            "since the start, %s ago: %s; %s and %s uploaded, %d and %d queued, %s; %s; camera relaunched %s; "
+            "%s that look like people; %s free",
             _count(days, "day"),
             _count(events, "event"),
             _count(counters.images, "image"),
@@ -48,6 +51,7 @@ class DailySummary:
             _count(counters.failed_tries, "failed try", "failed tries"),
             alert,
             _count(relaunches, "time"),
+            _count(still_things, "still thing"),
             self._free(),
         )
 

@@ -31,7 +31,7 @@ class PeopleFinder:
     """
 
     def __init__(self, detector: Detector, *, inference_at_least_every_s: float, ignore_zones: Sequence[Zone]) -> None:
-        self._detector = detector
+        self.detector = detector
         self._gate = MotionGate(inference_at_least_every_s=inference_at_least_every_s)
         self._movers = Movers()
         self._still = StationaryFilter()
@@ -41,26 +41,39 @@ class PeopleFinder:
         self._crops_in_a_row = 0
         self._found = True  # by the last inference: the first one is for the whole frame
         self._turn = 0
+        self._camera_launches = 0
+        self._view_lost = ""
 
     @property
     def still_things(self) -> int:
         """How many places are known where something that looks like a person never moves."""
         return self._still.known_still
 
-    def camera_restarted(self) -> None:
-        """What is known of the scene may be wrong now: everything counts again."""
-        self._still.forget()
+    @property
+    def view_is_lost(self) -> bool:
+        return self._view.is_lost
 
-    def find(self, frame: Frame, *, attentive: bool) -> list[Person] | None:
+    def take_view_lost(self) -> str:
+        """Why the camera does not see its scene any more, once each time; "" otherwise."""
+        reason, self._view_lost = self._view_lost, ""
+        return reason
+
+    def find(self, frame: Frame, *, attentive: bool, camera_launches: int = 0) -> list[Person] | None:
         """The people who count, the surest first; None where the frame needs no inference, because nothing moves.
 
-        `attentive`: a person was detected or may be there, so every frame needs one.
+        `attentive`: a person was detected or may be there, so every frame needs one. When `camera_launches` changes,
+        somebody may have moved the camera: everything counts again.
         """
-        if not self._gate.needs_inference(frame.luma(), frame.arrival_s, attentive=attentive):
+        if camera_launches != self._camera_launches:
+            self._camera_launches = camera_launches
+            self._still.forget()
+        is_needed = self._gate.needs_inference(frame.luma(), frame.arrival_s, attentive=attentive)
+        self._view_lost = self._view.lost(self._gate.small, frame.arrival_s) or self._view_lost
+        if not is_needed:
             return None
         height_px, width_px = frame.bgr.shape[:2]
         crop = self._crop(width_px, height_px, frame.arrival_s)
-        people = self._detector.find_people(frame.bgr, crop)
+        people = self.detector.find_people(frame.bgr, crop)
         people = outside(self._zones, people, width_px, height_px)
         counting = self._still.people_who_count(people, self._gate.small, width_px, frame.arrival_s)
         self._crops_in_a_row = self._crops_in_a_row + 1 if crop else 0
@@ -74,17 +87,13 @@ class PeopleFinder:
         )
         return counting
 
-    def view_lost(self, frame: Frame) -> str:
-        """Why the camera does not see its scene any more, once each time; "" otherwise. Call it after `find`."""
-        return self._view.lost(self._gate.small, frame.arrival_s)
-
     def _crop(self, width_px: int, height_px: int, time_s: float) -> Region | None:
         """The part of the frame that is due for an inference; None for the whole."""
         boxes = self._movers.find(self._gate.small, time_s, width_px)
         is_whole_due = not self._found if self._crops_in_a_row else self._found
         if is_whole_due or self._crops_in_a_row >= CROPS_IN_A_ROW:
             return None
-        input_width_px = self._detector.input_width_px
+        input_width_px = self.detector.input_width_px
         if self._last_person is not None:
             if crop := crop_around(self._last_person[:4], width_px, height_px, input_width_px):
                 return crop

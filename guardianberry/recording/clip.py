@@ -25,6 +25,7 @@ from guardianberry.recording.recorder import EventFacts, Stop
 if TYPE_CHECKING:
     from guardianberry.camera.h264 import AccessUnit
     from guardianberry.camera.ring import Tap
+    from guardianberry.upload.live import LiveClip
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ class ClipWriter:
     readable and `alert_is_safe`, so that no kill leaves a clip without its image. Called from the thread: `begun` with
     True once a kill cannot take the clip, or with False where there is none; `finished` with the path of the finished
     clip; `left` with the path of one that cannot be finished now; `failed` with the error of a disk that takes none.
-    `final_name` makes the name of the finished file.
+    `final_name` makes the name of the finished file. `begin_live` is called with a descriptor of the file once a kill
+    cannot take it; what it returns is told of the end before the file is closed.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class ClipWriter:
         finished: Callable[[Path], None],
         left: Callable[[Path], None],
         failed: Callable[[OSError], None],
+        begin_live: Callable[[int], LiveClip] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.event_id = name.recording_start_time
@@ -69,6 +72,8 @@ class ClipWriter:
         self._frame_rate_fps = frame_rate_fps
         self._is_ready, self._alert_is_safe = is_ready, alert_is_safe
         self._begun, self._finished, self._left, self._failed = begun, finished, left, failed
+        self._begin_live = begin_live
+        self._live: LiveClip | None = None
         self._is_begun: bool | None = None
         self._monotonic = monotonic
         self._full_at_s = monotonic() + max_duration_s
@@ -117,6 +122,8 @@ class ClipWriter:
             if isinstance(error, OSError) and error.errno:
                 self._failed(error)
         except Exception:
+            if self._live is not None:
+                self._live.end()
             log.exception("clip: of event %d is left for the next start to finish", self.event_id)
             self._end_reason = "an error of the program"
         finally:
@@ -188,6 +195,8 @@ class ClipWriter:
             if path != self._path:
                 self._path = self._path.rename(path)
             self._tell_begun(True)
+            if self._live is None and self._begin_live is not None:
+                self._live = self._begin_live(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC))
         if self._mp4.duration_s - self._synced_s >= _SYNC_INTERVAL_S:
             fsync_path(self._path)
             fsync_path(self._path.parent)
@@ -200,6 +209,8 @@ class ClipWriter:
 
     def _finish(self) -> None:
         is_closed = False
+        if self._live is not None:
+            self._live.end()
         try:
             self._mp4.close()
             is_closed = True

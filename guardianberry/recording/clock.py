@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from guardianberry.filenames import HeldName, ImageName, VideoName, free_path, parse_held, with_event_id
+from guardianberry.filenames import EventName, HeldName, free_path, parse_held, with_event_id
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Clock:
         self._used_event_ids.add(event_id)
         return event_id
 
-    def hold(self, name: VideoName | ImageName, monotonic_s: float) -> str:
+    def hold(self, name: EventName, monotonic_s: float) -> str:
         """The file name under which an event from `monotonic_s` is held until the clock is set."""
         return HeldName(self.boot, round(monotonic_s * 1000), name).encode()
 

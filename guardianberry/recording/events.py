@@ -9,10 +9,13 @@ import dataclasses
 import logging
 import threading
 import time
+from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from guardianberry.filenames import ImageName, VideoName
+from guardianberry.filenames import BestName, ImageName, VideoName
+from guardianberry.files import write_atomically
 from guardianberry.recording.alerts import Alert, AlertImages
 from guardianberry.recording.clip import ClipWriter
 from guardianberry.recording.clock import Clock
@@ -20,15 +23,17 @@ from guardianberry.recording.folder import Folder
 from guardianberry.recording.recorder import EventFacts, Inference, Stop
 from guardianberry.recording.recovery import Recovery
 from guardianberry.recording.retention import Reserve, Retention
-from guardianberry.recording.snapshot import alert_jpeg
+from guardianberry.recording.snapshot import Views, alert_jpeg
 
 if TYPE_CHECKING:
     from guardianberry.camera.ring import Tap
+    from guardianberry.upload.live import LiveClip, LiveLane
     from guardianberry.upload.uploader import Uploader
 
 log = logging.getLogger(__name__)
 
 _MAX_CLIPS = 3  # at a time: more only where the disk hangs, and each keeps up to 20 s of video in memory
+_MAX_BEST = 3  # pictures in memory, where the disk hangs
 _MAX_SILENCE_S = 5.0  # then the event is logged, with or without its files
 
 
@@ -47,10 +52,13 @@ class EventFiles:
         min_free_disk_bytes: int,
         max_recording_duration_s: float,
         frame_rate_fps: float,
+        live: LiveLane | None = None,
     ) -> None:
         images, videos = folder / "images", folder / "videos"
         self._clock = clock
         self._uploader = uploader
+        self._live = live
+        self._views = Views()
         self._max_recording_duration_s = max_recording_duration_s
         self._frame_rate_fps = frame_rate_fps
         self._images = AlertImages(
@@ -69,7 +77,7 @@ class EventFiles:
         retention = Retention(videos, min_free_bytes=min_free_disk_bytes, is_uploading=uploader.is_uploading)
         self._videos = Folder(
             videos,
-            (self._recovery.finish, retention.make_room, self._release_held_clips),
+            (self._save_best, self._recovery.finish, retention.make_room, self._release_held_clips),
             on_disk=self._recovery.look,
             consequence="no clips are recorded, but alerts are uploaded,",
         )
@@ -77,6 +85,8 @@ class EventFiles:
         self._clips: list[ClipWriter] = []  # with the stopped ones that are not finished
         self._no_clip_reason: str | None = None
         self._line: _EventLine | None = None
+        self._event: Alert | None = None  # of the current event
+        self._best: deque[tuple[Alert, Inference]] = deque(maxlen=_MAX_BEST)  # not written yet
         self.started = 0
 
     def begin(self) -> None:
@@ -92,6 +102,8 @@ class EventFiles:
     def start(self, first: Inference, tap: Tap, facts: EventFacts) -> None:
         """Upload and save the alert image of `first`, begin the clip. Logged once a kill takes neither."""
         alert = self._make_alert(first)
+        self._event, self._views = alert, Views()
+        self._views.add(first)
         name = VideoName(
             alert.name.recording_start_time,
             duration=0,
@@ -101,22 +113,32 @@ class EventFiles:
         )
         self._begin_clip(name, tap, alert, people=len(first.confidences))
 
-    def alert(self, first: Inference) -> None:
-        """Upload and save the alert image of `first`: an event without a clip."""
-        self._line = _EventLine(self._make_alert(first), people=len(first.confidences), has_clip=False)
+    def alert(self, seen: Inference, *, view_lost: str = "") -> None:
+        """Upload and save an image without a clip: of somebody new within the gap, or of a view that was lost.
 
-    def _make_alert(self, first: Inference) -> Alert:
-        is_held = not self._clock.is_set()
-        event_id = self._clock.new_event_id(first.time_s)
-        height_px, width_px = first.frame.bgr.shape[:2]
-        name = ImageName(event_id, round(100 * max(first.confidences, default=0)), width_px, height_px)
-        alert = Alert(name, alert_jpeg(first.frame.bgr, first.people), first.time_s, is_held)
+        `view_lost` says why the camera does not see its scene any more. Such an image has the confidence 0.
+        """
+        alert = self._make_alert(seen, shows_a_person=not view_lost)
+        if view_lost:
+            log.warning("the view is lost, %s: alert image %s", view_lost, alert.name.encode())
+        else:
+            self._line = _EventLine(alert, people=len(seen.confidences), has_clip=False)
+
+    def _make_alert(self, seen: Inference, *, shows_a_person: bool = True) -> Alert:
+        is_held = not self._clock.is_set()  # before the event id: the clock may be set in between
+        event_id = self._clock.new_event_id(seen.time_s)
+        height_px, width_px = seen.frame.bgr.shape[:2]
+        confidence = max(1, round(100 * max(seen.confidences, default=0))) if shows_a_person else 0
+        name = ImageName(event_id, confidence, width_px, height_px)
+        jpeg = alert_jpeg(seen.frame.bgr, seen.people if shows_a_person else [])
+        alert = Alert(name, jpeg, seen.time_s, is_held)
         self._images.add(alert)
-        self.started += 1
+        self.started += shows_a_person
         return alert
 
-    def note(self, facts: EventFacts) -> None:
-        """Update what is known of the event in the name of its clip."""
+    def note(self, facts: EventFacts, seen: Inference) -> None:
+        """Update what is known of the event in the name of its clip, and its best picture."""
+        self._views.add(seen)
         if self._clip is not None:
             self._clip.update(facts)
 
@@ -126,6 +148,10 @@ class EventFiles:
         if self._clip is not None:
             self._clip.finish(stop)
         self._clip = self._no_clip_reason = None
+        if self._event is not None and (best := self._views.best):
+            self._best.append((self._event, best))
+            self._videos.wake()
+        self._event = None
 
     def check(self) -> None:
         """Log disks that hang, and an event whose files take long. Call it often."""
@@ -142,6 +168,7 @@ class EventFiles:
             if not clip.join(max(0.0, give_up_s - time.monotonic())):
                 log.warning("clip: the disk is slow; the next start finishes what is still open")
         self._images.close(max(0.1, give_up_s - time.monotonic()))
+        self._videos.close(max(0.1, give_up_s - time.monotonic()))
 
     def _unfinished(self) -> list[ClipWriter]:
         return [clip for clip in list(self._clips) if not clip.join(0)]
@@ -173,8 +200,26 @@ class EventFiles:
             finished=self._clip_finished,
             left=self._recovery.add,
             failed=self._videos.report,
+            begin_live=None
+            if is_held or self._live is None
+            else partial(self._begin_live, alert.name.recording_start_time),
         )
         self._clips.append(self._clip)
+
+    def _begin_live(self, event_id: int, descriptor: int) -> LiveClip:
+        assert self._live is not None
+        return self._live.begin(event_id, descriptor, self._views.newest_jpeg)
+
+    def _save_best(self) -> None:
+        """Write the best pictures of the events that ended. Raises OSError; they are then tried again."""
+        while self._best:
+            event, best = self._best[0]
+            confidence = round(100 * max(best.confidences))
+            name = BestName(event.name.recording_start_time, confidence, event.name.width, event.name.height)
+            file_name = self._clock.hold(name, event.time_s) if event.is_held else name.encode()
+            write_atomically(self._videos.path / file_name, alert_jpeg(best.frame.bgr, best.people))
+            self._best.popleft()
+            self._uploader.sweep_soon()
 
     def _clip_finished(self, path: Path) -> None:
         log.info("clip finished: %s", path.name)

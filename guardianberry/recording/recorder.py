@@ -102,6 +102,11 @@ class Recorder:
         return bool(self._event)
 
     @property
+    def attentive(self) -> bool:
+        """A person is recorded, or may be there: check every frame."""
+        return self.recording or self.suspects
+
+    @property
     def suspects(self) -> bool:
         """One of the last inferences found a person, and no event has started yet: check every frame."""
         return not self.recording and any(seen.confidences for seen in self._window)

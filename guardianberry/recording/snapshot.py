@@ -1,15 +1,21 @@
-"""The alert image: the frame of the first detection, with the people boxed."""
+"""Pictures of an event, with the people boxed: the alert image, the best view of a person, the newest one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from guardianberry.detection.detector import Person
 
+if TYPE_CHECKING:
+    from guardianberry.recording.recorder import Inference
+
 JPEG_QUALITY = 85  # 0 to 100; 50 to 80 kB a picture, which a 300 kbit/s uplink sends in 2 s
+LIVE_JPEG_QUALITY = 75  # a picture that goes out in place of video
+EDGE_PX = 2  # a box that comes so close to the edge of the picture is of somebody whom it cuts
 _BOX_COLOUR_BGR = (0, 0, 255)
 _TEXT_COLOUR_BGR = (255, 255, 255)
 _TEXT_SCALE = 2
@@ -66,9 +72,41 @@ def _label(text: str) -> np.ndarray:
     return np.where(dots[:, :, None], _TEXT_COLOUR_BGR, _BOX_COLOUR_BGR).astype(np.uint8)
 
 
-def alert_jpeg(frame_bgr: np.ndarray, people: Sequence[Person]) -> bytes:
+def alert_jpeg(frame_bgr: np.ndarray, people: Sequence[Person], *, quality: int = JPEG_QUALITY) -> bytes:
     """The frame as JPEG, with each person boxed."""
-    encoded, jpeg = cv2.imencode(".jpg", draw_people(frame_bgr, people), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    encoded, jpeg = cv2.imencode(".jpg", draw_people(frame_bgr, people), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not encoded:
         raise ValueError("OpenCV cannot encode this picture as JPEG")
     return jpeg.tobytes()
+
+
+class Views:
+    """The best and the newest view of a person in the current event. `add` is for the loop, `newest_jpeg` for another
+    thread.
+    """
+
+    def __init__(self) -> None:
+        self.best: Inference | None = None
+        self._best_rank = (False, 0.0)
+        self._newest: Inference | None = None
+
+    def add(self, seen: Inference) -> None:
+        """The best view is of a whole person rather than one whom the edge cuts, then of the largest and surest."""
+        if not seen.people:
+            return
+        self._newest = seen
+        height_px, width_px = seen.frame.bgr.shape[:2]
+        rank = max(_rank(person, width_px, height_px) for person in seen.people)
+        if rank > self._best_rank:
+            self.best, self._best_rank = seen, rank
+
+    def newest_jpeg(self) -> bytes | None:
+        """40 to 60 kB; None where nobody was seen since the last call."""
+        seen, self._newest = self._newest, None
+        return None if seen is None else alert_jpeg(seen.frame.bgr, seen.people, quality=LIVE_JPEG_QUALITY)
+
+
+def _rank(person: Person, width_px: int, height_px: int) -> tuple[bool, float]:
+    is_whole = person.x1 >= EDGE_PX and person.y1 >= EDGE_PX
+    is_whole = is_whole and person.x2 <= width_px - EDGE_PX and person.y2 <= height_px - EDGE_PX
+    return is_whole, (person.x2 - person.x1) * (person.y2 - person.y1) * person.confidence

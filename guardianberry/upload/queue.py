@@ -9,11 +9,11 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from guardianberry.filenames import ImageName, VideoName, parse
+from guardianberry.filenames import BestName, EventName, ImageName, VideoName, parse
 from guardianberry.files import DiskThread
 from guardianberry.logs import OncePerCause
 
@@ -30,7 +30,7 @@ class MediaType:
     word: str
     folder: Path
     bucket: str
-    name_type: type[ImageName] | type[VideoName]
+    name_type: type[ImageName] | type[VideoName] | type[BestName]
     suffix: str
     content_type: str
     disk: DiskThread  # for whatever touches the folder: the sweep must go on where one of the two disks hangs
@@ -44,13 +44,18 @@ def video_media_type(folder: Path, bucket: str) -> MediaType:
     return MediaType("video", folder, bucket, VideoName, ".mp4", "video/mp4", DiskThread())
 
 
+def best_media_type(videos: MediaType) -> MediaType:
+    """Best pictures of events. They lie beside the videos and go into their bucket, because no alert hangs on them."""
+    return replace(videos, word="best picture", name_type=BestName, suffix=".jpg", content_type="image/jpeg")
+
+
 @dataclass(frozen=True)
 class QueuedFile:
     """A file whose name is an event's."""
 
     media_type: MediaType
     file_name: str
-    name: ImageName | VideoName
+    name: EventName
 
     @property
     def path(self) -> Path:
@@ -76,8 +81,10 @@ def list_queued(media_type: MediaType) -> tuple[list[QueuedFile], list[str]]:
         name = parse(file_name)
         if isinstance(name, media_type.name_type):
             queued.append(QueuedFile(media_type, file_name, name))
-        else:
-            odd.append(file_name)
+        elif media_type.name_type is ImageName or (
+            media_type.name_type is VideoName and not isinstance(name, BestName)
+        ):
+            odd.append(file_name)  # told once for each folder, and a best picture among the videos is not odd
     queued.sort(key=lambda file: (file.name.recording_start_time, file.file_name))
     return queued, odd
 
@@ -100,8 +107,9 @@ class Queue:
 
     def __init__(self, images: MediaType, videos: MediaType, clock: Callable[[], float]) -> None:
         self._images, self._videos, self._clock = images, videos, clock
+        self._bests = best_media_type(videos)
         self._once = OncePerCause()
-        self._odd: dict[str, set[str]] = {"image": set(), "video": set()}
+        self._odd: dict[str, set[str]] = {"image": set(), "video": set(), "best picture": set()}
         self.unreadable: set[str] = set()  # media types whose folder could not be read the last time
         self._recovered = threading.Event()
         self._lock = threading.Lock()  # guards what follows
@@ -139,7 +147,7 @@ class Queue:
                 new = wake.is_set()
                 if self._recovered.is_set():  # what failed meanwhile goes in its usual order again
                     self._recovered.clear()
-                    order.sort(key=lambda file: (file.media_type is self._videos, *self._rank(file)))
+                    order.sort(key=lambda file: (isinstance(file.name, VideoName), *self._rank(file)))
                     woken = True
                 woken = woken or new
         if woken:
@@ -194,18 +202,18 @@ class Queue:
             log.warning("%s %s is left where it is: %s", queued.media_type.word, ascii(queued.file_name), reason)
 
     def _in_order(self) -> list[QueuedFile]:
-        images, videos = self._read(self._images), self._read(self._videos)
+        images, bests, videos = (self._read(each) for each in (self._images, self._bests, self._videos))
         now_s = self._clock()
         with self._lock:
-            there = {queued.path for queued in images + videos}
+            there = {queued.path for queued in images + bests + videos}
             self._failures = {path: count for path, count in self._failures.items() if path in there}
             self._paused_until_s = {
                 path: at for path, at in self._paused_until_s.items() if at > now_s and path in there
             }
             newest, images = images[-1:], images[:-1]
-            for files in (images, videos):
+            for files in (images, bests, videos):
                 files.sort(key=self._rank)
-            return [queued for queued in newest + images + videos if queued.path not in self._paused_until_s]
+            return [queued for queued in newest + images + bests + videos if queued.path not in self._paused_until_s]
 
     def _rank(self, queued: QueuedFile) -> tuple[int, int, int, str]:
         """Among files of its media type; the lowest goes first."""

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from guardianberry.filenames import ImageName, VideoName
+from guardianberry.filenames import BestName, VideoName
 from guardianberry.mp4_boxes import read_boxes
 from guardianberry.upload.errors import Interrupted
 from guardianberry.upload.queue import QueuedFile
@@ -140,8 +140,11 @@ class Source:
             crc32 = zlib.crc32(block, crc32)
             offset += len(block)
         media_type, start = self.queued.media_type, self.queued.name.recording_start_time
+        checksum = base64.b64encode(crc32.to_bytes(4)).decode()
+        if isinstance(self.queued.name, BestName):  # one an event
+            return f"best/{event_uuid(serial, start)}{media_type.suffix}", checksum
         seed = f"{serial}/{media_type.word}/{start}/{content.hexdigest()}"
-        return f"{uuid.uuid5(_KEY_NAMESPACE, seed)}{media_type.suffix}", base64.b64encode(crc32.to_bytes(4)).decode()
+        return f"{uuid.uuid5(_KEY_NAMESPACE, seed)}{media_type.suffix}", checksum
 
     def delete(self) -> bool:
         """S3 has the content, so it can go here. False where it was changed meanwhile and is kept. Raises OSError."""
@@ -194,8 +197,8 @@ class OpenFile(Source):
         if self.size_bytes == 0:
             raise UnfitError("it is empty")
         name = self.queued.name
-        is_image = isinstance(name, ImageName)
-        if self.size_bytes > (_MAX_IMAGE_BYTES if isinstance(name, ImageName) else _max_clip_bytes(name)):
+        is_image = not isinstance(name, VideoName)
+        if self.size_bytes > (_max_clip_bytes(name) if isinstance(name, VideoName) else _MAX_IMAGE_BYTES):
             raise UnfitError(f"{self.size_bytes / 1e6:.0f} MB are more than its name can stand for")
         try:
             if is_image and not _is_whole_jpeg(self._descriptor, self.size_bytes):

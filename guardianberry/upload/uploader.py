@@ -348,7 +348,7 @@ class Uploader:
         common = {"rpi_serial_no": self._serial, "camera_name": self.camera_name}
         if queued.media_type is self._videos:
             common |= self._video_metadata
-        elif (latency_ms := self._latency_ms(queued)) >= 0:
+        elif queued.media_type is self._images and (latency_ms := self._latency_ms(queued)) >= 0:
             common["alert_latency_ms"] = str(latency_ms)
         return metadata(queued, common)
 
