@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,28 +37,12 @@ SECRET = "A-secret-that-must-not-be-logged"
 
 
 class Moto(S3Server):
-    """moto, with more of AWS than S3, and with its check of keys and permissions on request."""
-
-    def check_keys(self, *, on: bool) -> None:
-        """From now on each request needs a key that is known and allowed to do it; without this moto asks nothing."""
-        self._post("reset-auth", b"0" if on else b"inf")
-
-    def reset(self) -> None:
-        self.check_keys(on=False)
-        self._post("reset", b"")
+    """moto, with more of AWS than S3."""
 
     def service(self, name: str, **keys: str) -> Any:
         keys = keys or {"aws_access_key_id": "AKIAADMINISTRATOR", "aws_secret_access_key": "administrator"}
         config = Config(retries={"total_max_attempts": 1}, proxies={})
         return SESSION.client(name, region_name=REGION, endpoint_url=self.url, config=config, **keys)
-
-    def _post(self, path: str, body: bytes) -> None:
-        # Flask would take the body of urllib's default content type for a form.
-        request = urllib.request.Request(
-            f"{self.url}/moto-api/{path}", body, {"Content-Type": "text/plain"}, method="POST"
-        )
-        with urllib.request.urlopen(request, timeout=30):
-            pass
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import os
@@ -9,8 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import boto3
 from botocore.config import Config
@@ -43,7 +45,12 @@ def environment(url: str) -> dict[str, str]:
 
 
 class S3Server:
-    """Starts at once; use it as a context manager, or call `stop`. `certificate`: (file, key file) for TLS."""
+    """Starts at once; use it as a context manager, or call `stop`. `certificate`: (file, key file) for TLS.
+
+    A plain server that is stopped is emptied and kept for the next one: moto needs seconds of computing to start.
+    """
+
+    _kept: ClassVar[list[tuple[int, subprocess.Popen[bytes]]]] = []  # (port, process)
 
     def __init__(
         self, *, certificate: tuple[Path, Path] | None = None, extra_environment: dict[str, str] | None = None
@@ -52,13 +59,17 @@ class S3Server:
         self._options = ["-s", "-c", str(certificate[0]), "-k", str(certificate[1])] if certificate else []
         self._verify: Any = str(certificate[0]) if certificate else None
         self._environment = {**os.environ, **(extra_environment or {})}
+        self._is_plain = not certificate and not extra_environment
         self.port = 0
+        if self._is_plain and self._kept:
+            self.port, self._process = self._kept.pop()
+            return
         for _ in range(5):  # another program may take the port between our look and the server's start
             self.port = free_port()
             self._process = self._launch()
             if self._answers(timeout_s=60):
                 return
-            self.stop()
+            end(self._process)
         raise RuntimeError("the moto server does not start")
 
     @property
@@ -99,20 +110,37 @@ class S3Server:
             "s3", endpoint_url=self.url, region_name="us-east-1", verify=self._verify, config=Config(proxies={})
         )
 
+    def check_keys(self, *, on: bool) -> None:
+        """From now on each request needs a key that is known and allowed to do it; without this moto asks nothing."""
+        self._post("reset-auth", b"0" if on else b"inf")
+
+    def reset(self) -> None:
+        """As it was when it started."""
+        self.check_keys(on=False)
+        self._post("reset", b"")
+
     def stop(self) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-        self._process.wait()
+        """Nothing that was stored is left."""
+        if self._is_plain and self._process.poll() is None:
+            with contextlib.suppress(OSError):
+                self.reset()
+                self._kept.append((self.port, self._process))
+                return
+        end(self._process)
 
     def __enter__(self) -> S3Server:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _post(self, path: str, body: bytes) -> None:
+        # Flask would take the body of urllib's default content type for a form.
+        request = urllib.request.Request(
+            f"{self.url}/moto-api/{path}", body, {"Content-Type": "text/plain"}, method="POST"
+        )
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30):
+            pass
 
     def _launch(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port), *self._options]
@@ -127,6 +155,22 @@ class S3Server:
                 return True
             time.sleep(0.05)
         return False
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
+
+
+@atexit.register
+def _end_kept() -> None:
+    for _, process in S3Server._kept:
+        end(process)
 
 
 def free_port() -> int:
