@@ -26,6 +26,9 @@ QUICK = {
     "false_starts": [],
     "memory": [],
     "input_size": ["416"],
+    "close_look": ["--quick"],
+    "still_things": ["--quick"],
+    "view": ["--quick"],
     "faulty_disk": ["--events", "1"],
 }
 
