@@ -80,7 +80,7 @@ class Heartbeat:
         now_s = self._monotonic()
         self._begin_day()
         alive_s = self._duty.asked_s if self._duty.off_reason else self._inference_s
-        if now_s < self._next_s or now_s - alive_s > _FRESH_S or not self._uploader.may_send_heartbeat():
+        if now_s < self._next_s or now_s - alive_s > _FRESH_S or not self._uploader.may_upload_now():
             return
         self._next_s = now_s + self._every_s
         at = int(self._wall())

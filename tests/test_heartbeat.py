@@ -32,7 +32,7 @@ class FakeUploader:
         self.worst_s = 0.0
         self.sent: list[tuple[int, dict[str, Any]]] = []
 
-    def may_send_heartbeat(self) -> bool:
+    def may_upload_now(self) -> bool:
         return self.may_send
 
     def put_heartbeat(self, at: int, content: bytes) -> None:
@@ -230,11 +230,11 @@ def test_it_goes_past_a_backlog_and_waits_for_an_alert(tmp_path: Path, monkeypat
     for number in range(20):
         rig.add_video(1_700_000_000 + number)
     uploader = rig.uploader(camera_name="Front door")
-    assert uploader.may_send_heartbeat()
+    assert uploader.may_upload_now()
     assert uploader.oldest_start() == 1_700_000_000
     with uploader._gate.alert():
-        assert not uploader.may_send_heartbeat()
-    assert not rig.uploader(may_upload=lambda: False).may_send_heartbeat()
+        assert not uploader.may_upload_now()
+    assert not rig.uploader(may_upload=lambda: False).may_upload_now()
     with S3Server() as s3:
         rig.use(s3.url)
         s3.create_bucket(rig.videos_bucket)

@@ -195,12 +195,21 @@ class ClipWriter:
             if path != self._path:
                 self._path = self._path.rename(path)
             self._tell_begun(True)
-            if self._live is None and self._begin_live is not None:
-                self._live = self._begin_live(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC))
+            self._go_live()
         if self._mp4.duration_s - self._synced_s >= _SYNC_INTERVAL_S:
             fsync_path(self._path)
             fsync_path(self._path.parent)
             self._synced_s = self._mp4.duration_s
+
+    def _go_live(self) -> None:
+        """Once. Where there is no descriptor or no thread left, the clip goes on without."""
+        begin, self._begin_live = self._begin_live, None
+        if begin is None:
+            return
+        try:
+            self._live = begin(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC))
+        except (OSError, RuntimeError) as error:
+            log.warning("clip: %s is not uploaded while it is recorded (%s)", self._path.name, _reason(error))
 
     def _tell_begun(self, is_begun: bool) -> None:
         if self._is_begun is None:

@@ -27,7 +27,7 @@ from guardianberry.recording.snapshot import Views, alert_jpeg
 
 if TYPE_CHECKING:
     from guardianberry.camera.ring import Tap
-    from guardianberry.upload.live import LiveClip, LiveLane
+    from guardianberry.upload.live import LiveLane
     from guardianberry.upload.uploader import Uploader
 
 log = logging.getLogger(__name__)
@@ -202,13 +202,9 @@ class EventFiles:
             failed=self._videos.report,
             begin_live=None
             if is_held or self._live is None
-            else partial(self._begin_live, alert.name.recording_start_time),
+            else partial(self._live.begin, alert.name.recording_start_time, picture=self._views.newest_jpeg),
         )
         self._clips.append(self._clip)
-
-    def _begin_live(self, event_id: int, descriptor: int) -> LiveClip:
-        assert self._live is not None
-        return self._live.begin(event_id, descriptor, self._views.newest_jpeg)
 
     def _save_best(self) -> None:
         """Write the best pictures of the events that ended. Raises OSError; they are then tried again."""

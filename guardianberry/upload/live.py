@@ -25,14 +25,15 @@ from guardianberry.upload.errors import Interrupted, UploadError
 
 log = logging.getLogger(__name__)
 
-PART_EVERY_S = 1.5  # some 10 requests an event; what S3 holds ends this and the time of an upload before now
+PART_EVERY_S = 1.5  # some 15 requests an event; what S3 holds ends this and the time of an upload before now
 LATE_S = 4.0  # a part that is sent now, at the rate of the last one, would end that late: a picture goes first
-PICTURE_EVERY_S = 3.0
-PART_LIMIT_S = 2.0  # of the uplink, for one part, once the rate is known: the next picture must not wait longer
+PICTURE_EVERY_S = 2.5  # from when it is taken: with the part that it waits for and its own upload, below 6 s
+PART_LIMIT_S = 1.5  # of the uplink, for one part: the next picture must not wait longer
 _VIDEO, _PICTURE = ".part", ".jpg"
-_FIRST_RATE_BYTES_PER_S = 250_000.0  # 2 Mbit/s, until an upload has shown another one
 _MIN_PART_BYTES = 16 * 1024
+_FIRST_PART_BYTES = 64 * 1024  # of each event: it shows the rate, and where that has fallen it is soon over
 _MAX_PART_BYTES = 1_000_000  # in memory
+_PAUSE_S = 0.1  # while an alert is uploaded
 
 
 class Put(Protocol):
@@ -87,7 +88,7 @@ class LiveLane:
         self, put: Put, *, may_upload: Callable[[], bool], monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self._put, self._may_upload, self._monotonic = put, may_upload, monotonic
-        self._rate_bytes_per_s = _FIRST_RATE_BYTES_PER_S
+        self._rate_bytes_per_s = _FIRST_PART_BYTES / PART_LIMIT_S  # until an upload has shown another one
         self._failures = OncePerCause()
         self._stopped = threading.Event()
         self._changed = threading.Condition()
@@ -95,23 +96,29 @@ class LiveLane:
         self._thread: threading.Thread | None = None
 
     def begin(self, event_id: int, descriptor: int, picture: Callable[[], bytes | None]) -> LiveClip:
-        """Upload this clip from now on, until it ends. The lane closes the descriptor."""
+        """Upload this clip from now on, until it ends. The lane closes the descriptor. Raises RuntimeError."""
         clip = LiveClip(event_id, descriptor, picture)
         with self._changed:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="live", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    os.close(descriptor)
+                    raise
+                self._thread = thread
             if self._clip is not None:  # never begun: clips that follow each other within an instant
                 os.close(self._clip.descriptor)
             self._clip = clip
             self._changed.notify_all()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="live", daemon=True)
-                self._thread.start()
         return clip
 
-    def stop(self) -> None:
-        """No further part."""
+    def stop(self) -> tuple[threading.Thread, ...]:
+        """No further part; the threads to wait for."""
         with self._changed:
             self._stopped.set()
             self._changed.notify_all()
+            return () if self._thread is None else (self._thread,)
 
     def _run(self) -> None:
         while not self._stopped.is_set():
@@ -132,19 +139,23 @@ class LiveLane:
     def _upload(self, clip: LiveClip) -> None:
         offset, numbers = 0, {_VIDEO: 0, _PICTURE: 0}
         part: _Part | None = None
-        picture_s = self._monotonic()  # the alert image has just been uploaded
+        picture_s = -float("inf")
         while not clip.ended and self._clip is None and not self._stopped.is_set():
+            if not self._may_upload():
+                self._stopped.wait(_PAUSE_S)
+                continue
             begun_s, is_stored = self._monotonic(), False
-            if part is None and self._may_upload():
-                part = self._picture_if_late(clip, numbers[_PICTURE], offset, begun_s - picture_s)
-                part = part or self._next(clip, numbers[_VIDEO], offset)
+            if part is None and (part := self._picture_if_late(clip, numbers[_PICTURE], offset, begun_s - picture_s)):
+                picture_s = begun_s
+            part = part or self._next(clip, numbers[_VIDEO], offset)
             if part is not None and (is_stored := self._send(clip, part)):
                 numbers[part.suffix] += 1
                 offset += len(part.content) if part.suffix == _VIDEO else 0
-                picture_s = picture_s if part.suffix == _VIDEO else self._monotonic()
                 part = None
             is_behind = is_stored and clip.new_bytes(offset) > self._rate_bytes_per_s * PART_EVERY_S
-            self._stopped.wait(0.0 if is_behind else max(0.1, PART_EVERY_S - (self._monotonic() - begun_s)))
+            is_first = is_stored and numbers[_VIDEO] == 1  # a small one: the pre-roll follows at once
+            passed_s = self._monotonic() - begun_s
+            self._stopped.wait(0.0 if is_behind or is_first else max(_PAUSE_S, PART_EVERY_S - passed_s))
 
     def _picture_if_late(self, clip: LiveClip, number: int, offset: int, since_picture_s: float) -> _Part | None:
         """A picture, where the video would come too late."""
@@ -156,14 +167,13 @@ class LiveLane:
     def _next(self, clip: LiveClip, number: int, offset: int) -> _Part | None:
         """All that is new, but no more than the uplink takes within a moment."""
         limit_bytes = min(_MAX_PART_BYTES, max(_MIN_PART_BYTES, int(self._rate_bytes_per_s * PART_LIMIT_S)))
-        content = clip.read(offset, limit_bytes)
+        content = clip.read(offset, limit_bytes if number else min(limit_bytes, _FIRST_PART_BYTES))
         return _Part(number, _VIDEO, content, "application/octet-stream") if content else None
 
     def _send(self, clip: LiveClip, part: _Part) -> bool:
         """Whether S3 has it."""
-        begun_s = self._monotonic()
+        begun_s, name = self._monotonic(), f"{part.number:04}{part.suffix}"
         try:
-            name = f"{part.number:04}{part.suffix}"
             self._put(clip.event_id, name, part.content, number=part.number, content_type=part.content_type)
         except UploadError as error:
             if self._failures.is_new(str(error)):
@@ -171,8 +181,8 @@ class LiveLane:
             return False
         took_s = max(0.01, self._monotonic() - begun_s)
         if len(part.content) >= _MIN_PART_BYTES:
-            self._rate_bytes_per_s = 0.5 * self._rate_bytes_per_s + 0.5 * len(part.content) / took_s
-        log.debug(
-            "live: part %d of event %d, %d kB in %.1f s", part.number, clip.event_id, len(part.content) // 1000, took_s
-        )
+            shown = len(part.content) / took_s
+            self._rate_bytes_per_s = min(shown, (self._rate_bytes_per_s + shown) / 2)  # a slower one counts at once
+        size_kb = len(part.content) // 1000
+        log.debug("live: %s of event %d, %d kB in %.2f s", name, clip.event_id, size_kb, took_s)
         return True

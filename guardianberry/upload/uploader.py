@@ -107,7 +107,7 @@ class Uploader:
         self._queue = Queue(self._images, self._videos, clock)
         self._s3 = S3(server_side_encryption=server_side_encryption)
         self._gate, self._live_gate, self._backoff, self._error_log = Gate(), Gate(), Backoff(), UploadErrorLog()
-        self.live = LiveLane(self._put_part, may_upload=may_upload)
+        self.live = LiveLane(self._put_part, may_upload=self.may_upload_now)
         self._stopped, self._wake = threading.Event(), threading.Event()
         self._sweeper = threading.Thread(target=self._run, name="sweep", daemon=True)
         self._alerts = AlertLane(send=self._send_alert, may_upload=may_upload, wake=self._wake.set)
@@ -162,10 +162,9 @@ class Uploader:
         deadline_s = time.monotonic() + timeout_s
         self._stopped.set()
         self._wake.set()
-        self.live.stop()
         for gate in (self._gate, self._live_gate):
             gate.stop()
-        for thread in (self._sweeper, *self._alerts.stop()):
+        for thread in (self._sweeper, *self._alerts.stop(), *self.live.stop()):
             if thread.is_alive():
                 thread.join(max(0.0, deadline_s - time.monotonic()))
 
@@ -188,7 +187,7 @@ class Uploader:
         """`recording_start_time` of the oldest queued file."""
         return self._queue.oldest_start()
 
-    def may_send_heartbeat(self) -> bool:
+    def may_upload_now(self) -> bool:
         """Not before the clock is set, nor while an alert is being uploaded."""
         return self._may_upload() and not self._gate.is_closed
 
