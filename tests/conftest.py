@@ -17,7 +17,7 @@ from tests.daemon import ROOT, WEIGHTS, install_models
 
 # A word of the reason of a skip, and how to get what is missing; the first that fits.
 HOW_TO_GET = {
-    "../shared": "not published: footage, weights and evaluation sets of this project, beside its folder",
+    "shared/": "not published: footage, weights and evaluation sets of this project, beside its folder",
     "faketime": "sudo apt install faketime",
     "chromium": "sudo apt install chromium",
     "strace": "sudo apt install strace",
