@@ -356,9 +356,28 @@ def test_byte_code_that_others_could_write_is_not_used(launcher):
     open_folder.mkdir()
     (open_folder / "anything").touch()
     open_folder.chmod(0o777)
+    of_the_page = launcher.folder / "viewer/__pycache__"
+    of_the_page.mkdir(parents=True)
+    of_the_page.chmod(0o777)
     assert launcher.start().wait(20) == 0
     assert [path.name for path in folder.iterdir()] == ["good"]
     assert not open_folder.exists()
+    assert not of_the_page.exists()
+
+
+def test_no_module_is_imported_from_the_folder_that_it_is_called_from(launcher, tmp_path):
+    """`export PYTHONPATH=$PYTHONPATH:/opt/mine` leaves an empty entry where it was not set before."""
+    launcher.make_env()
+    launcher.plan("0")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/signal.py").write_text("raise SystemExit('foreign code ran')", encoding="utf-8")
+    command = [str(launcher.folder / "launch.sh"), "--demo"]
+    env = launcher.env | {"PYTHONPATH": ":/opt/mine"}
+    answer = subprocess.run(
+        command, cwd=tmp_path / "foreign", env=env, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert "foreign code ran" not in answer.stderr
+    assert len(launcher.starts(1)) == 1
 
 
 # The log
