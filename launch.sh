@@ -5,6 +5,7 @@
 # growing pauses when it dies, and not when it was asked to stop or when only an edit of the script helps. Started by
 # cron, it keeps the log itself: guardianberry.log beside this file, and the one before as guardianberry.log.1.
 umask 077 # first of all: nobody else may change what this makes
+unset "${!PYTHON@}" # an empty entry in PYTHONPATH is the folder that this is called from
 set -u
 
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
@@ -192,7 +193,7 @@ if [ -n "$watched" ] && goes_to_cron; then
 fi
 
 # Byte code that others could write would be run in place of the program.
-find guardianberry demo -path '*/__pycache__*' \( -perm /022 -o ! -user "$EUID" \) -prune -exec rm -rf {} + 2>/dev/null
+find guardianberry demo viewer -path '*/__pycache__*' \( -perm /022 -o ! -user "$EUID" \) -prune -exec rm -rf {} + 2>/dev/null
 
 set_up_until_done
 if [ -z "$watched" ]; then

@@ -41,13 +41,20 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     part = path.with_name(PART_PREFIX + path.name)
     try:
-        part.write_bytes(content)
+        with open(create(part), "wb") as file:
+            file.write(content)
         fsync_path(part)
         part.replace(path)
         fsync_path(path.parent)
     except OSError:
         part.unlink(missing_ok=True)
         raise
+
+
+def create(path: Path) -> int:
+    """A new file, open to be written, in place of whatever has this name: a link is not followed. Raises OSError."""
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
 
 def fsync_path(path: Path) -> None:

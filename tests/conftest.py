@@ -1,10 +1,13 @@
-"""Fixtures for the tests that run the real process."""
+"""Fixtures for the tests that run the real process, and what the run says at its end about checks that were skipped."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,12 +15,36 @@ import pytest
 from guardianberry.detection.weights import find_graph
 from tests.daemon import ROOT, WEIGHTS, install_models
 
+# A word of the reason of a skip, and how to get what is missing; the first that fits.
+HOW_TO_GET = {
+    "shared/": "not published: footage, weights and evaluation sets of this project, beside its folder",
+    "faketime": "sudo apt install faketime",
+    "chromium": "sudo apt install chromium",
+    "strace": "sudo apt install strace",
+    "openssl": "sudo apt install openssl",
+    "gcc": "sudo apt install gcc libc6-dev",
+    "cron": "sudo apt install cron, and sudo tests/run",
+    "name server": "sudo tests/run",
+    "root can read": "tests/run as an ordinary user",
+    "root": "sudo tests/run",
+    "util-linux": "sudo apt install util-linux",
+    "torch": "env/bin/python -m pip install -r requirements-dev.txt",
+    "camera program": "a machine without a camera program",
+}
+
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A models folder shared by the session, with the model for tests converted already."""
-    folder = install_models(tmp_path_factory.mktemp("installed") / "models")
-    find_graph(WEIGHTS, folder)
+    """A models folder shared by all test processes, with the model for tests converted already."""
+    of_all = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        of_all = of_all.parent
+    folder = of_all / "installed" / "models"
+    with (of_all / "models.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            install_models(folder)
+        find_graph(WEIGHTS, folder)
     return folder
 
 
@@ -33,3 +60,21 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if " skipped" in ran.stdout:
         pytest.skip(ran.stdout)
     return True
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])]
+    if skipped:
+        terminalreporter.section("checks that this machine cannot make")
+        for line in missing(skipped):
+            terminalreporter.write_line(line)
+
+
+def missing(reasons: Iterable[str]) -> list[str]:
+    """What to install or do for checks that were skipped for these reasons, a line each."""
+    lines = Counter(f"{reason.removeprefix('Skipped: ')} -> {how_to_get(reason)}" for reason in reasons)
+    return [f"{count} skipped: {line}" for line, count in sorted(lines.items())]
+
+
+def how_to_get(reason: str) -> str:
+    return next((how for word, how in HOW_TO_GET.items() if word in reason.lower()), "")

@@ -42,6 +42,18 @@ def test_the_good_address_goes_first_the_bad_one_last_and_families_take_turns(
     assert in_order([ONE, TWO, THREE, FOUR, FIVE], good, bad) == expected
 
 
+def test_of_a_flood_of_addresses_only_some_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would be a connection that is kept open, one every 250 ms, until the process has no descriptors left."""
+    flood = [(V4, socket.SOCK_STREAM, 6, "", (f"10.0.{n // 250}.{n % 250}", 443)) for n in range(4000)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: flood)
+    addresses, server = Addresses(), ("s3.test", 443)
+    good = Address(V4, ("10.0.15.200", 443))
+    addresses.note(server, good, answered=True)
+    found = addresses.find(server)
+    assert len(found) <= 20
+    assert found[0] == good
+
+
 class BlackHole:
     """An address that never answers: its backlog is full, so that the kernel drops every further SYN."""
 

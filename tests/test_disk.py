@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,20 @@ def test_a_reserve_that_a_full_disk_left_empty_is_filled_later(tmp_path):
     (tmp_path / ".reserve").touch()  # as older versions left it
     reserve(tmp_path, tmp_path / "images").fill()
     assert (tmp_path / ".reserve").stat().st_blocks * 512 >= 1_000_000
+
+
+@pytest.mark.parametrize("make", [lambda path, other: path.symlink_to(other), lambda path, _: os.mkfifo(path)])
+def test_a_reserve_that_is_a_link_or_a_pipe_harms_nothing(tmp_path, make):
+    """As a card from elsewhere can have it."""
+    other = tmp_path / "other"
+    other.write_bytes(b"precious")
+    make(tmp_path / ".reserve", other)
+    filling = threading.Thread(target=reserve(tmp_path, tmp_path / "images").fill, daemon=True)
+    filling.start()
+    filling.join(20)
+    assert not filling.is_alive(), "it waits for the other end of the pipe"
+    assert other.read_bytes() == b"precious"
+    assert (tmp_path / ".reserve").lstat().st_size == 1_000_000
 
 
 @pytest.fixture(scope="module")

@@ -153,7 +153,7 @@ def test_a_person_is_seen_and_both_objects_arrive(tmp_path, models, s3, buckets)
 @pytest.mark.parametrize("name", ["intel_car-detection.mp4", "moonfire_clip.mp4"])
 def test_clips_without_people_yield_no_event(tmp_path, models, s3, buckets, name):
     if not (CLIPS / name).exists():
-        pytest.skip(f"{name} is not here (it may not be shipped)")
+        pytest.skip(f"needs ../shared/clips/{name}, which is not published")
     end = tmp_path / "end"
     with Daemon(
         tmp_path, models, env=s3.environment() | camera(tmp_path, CLIPS / name, end_file=str(end)), **buckets

@@ -19,6 +19,7 @@ from guardianberry.recording.events import EventFiles
 from guardianberry.recording.folder import Folder
 from guardianberry.recording.recorder import EventFacts, Inference
 from guardianberry.recording.retention import Reserve
+from guardianberry.upload.live import LiveClip
 from tests.fakes import FakeClock
 from tests.h264 import units
 from tests.mounts import read_only, small_disk
@@ -329,10 +330,24 @@ class FakeCamera:
         return Inference(time_s, [0.87], 20, SimpleNamespace(bgr=bgr), [Person(10, 10, 60, 200, 0.87)])
 
 
-def make_events(folder: Path, uploader: FakeUploader) -> EventFiles:
+class FakeLane:
+    """The live lane: notes which events it is given."""
+
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+
+    def begin(self, event_id: int, descriptor: int, picture: Callable[[], bytes | None]) -> LiveClip:
+        self.begun.append(event_id)
+        return LiveClip(event_id, descriptor, picture)
+
+
+def make_events(
+    folder: Path, uploader: FakeUploader, *, live: FakeLane | None = None, clock: Clock | None = None
+) -> EventFiles:
     return EventFiles(
         folder,
-        clock=Clock(wait_s=0, is_synchronised=lambda: True),
+        clock=clock or Clock(wait_s=0, is_synchronised=lambda: True),
+        live=live,  # type: ignore[arg-type]
         uploader=uploader,  # type: ignore[arg-type]
         min_free_disk_bytes=1,
         max_recording_duration_s=20,
@@ -352,6 +367,21 @@ def test_an_event_is_told_once_a_kill_can_take_neither_of_its_files(tmp_path, ca
     assert clip.name.startswith(".open-")
     assert f"alert image {image.name}, clip begun" in caplog.text
     events.close(timeout_s=1)
+
+
+@pytest.mark.parametrize("is_set", [True, False])
+def test_a_clip_is_given_to_the_live_lane_unless_its_time_is_not_known(tmp_path, caplog, is_set):
+    caplog.set_level("INFO")
+    lane, clock = FakeLane(), Clock(wait_s=10**9, is_synchronised=lambda: is_set)
+    events = make_events(tmp_path, FakeUploader(), live=lane, clock=clock)
+    events.begin()
+    events.start(FakeCamera().inference(time.monotonic()), FakeTap(units(10)), FACTS)
+    wait_until(lambda: "clip begun" in caplog.text)
+    wait_until(lambda: len(lane.begun) == is_set)
+    events.stop(SimpleNamespace(time_s=1e9, reason="test", facts=FACTS))  # type: ignore[arg-type]
+    wait_until(lambda: "clip finished" in caplog.text)
+    events.close(timeout_s=5)
+    assert len(lane.begun) == is_set
 
 
 def test_both_disks_gone_cost_no_alert_and_the_event_is_told(tmp_path, caplog):

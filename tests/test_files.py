@@ -21,6 +21,15 @@ def test_what_is_written_is_whole_and_nothing_else_is_left(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_under_the_name_of_the_temporary_file_is_not_followed(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"old")
+    (tmp_path / ".part-1-2-3-4.jpg").symlink_to(other)
+    write_atomically(tmp_path / "1-2-3-4.jpg", b"new")
+    assert other.read_bytes() == b"old"
+    assert not (tmp_path / "1-2-3-4.jpg").is_symlink()
+
+
 def test_on_a_full_disk_the_file_is_as_before_and_nothing_is_left(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "100k") as disk:
         path = disk / "1-2-3-4.jpg"

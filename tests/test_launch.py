@@ -61,6 +61,19 @@ class Launcher:
         for name in ("requirements.txt", "requirements-aarch64.txt"):
             (self.folder / name).write_bytes(content)
 
+    def copy_envs(self, made: Path) -> None:
+        """`python3 -m venv` copies `made` instead of computing for seconds; all else is the real python3's."""
+        python = self.folder / "bin/python3"
+        python.parent.mkdir()
+        python.write_text(
+            '#!/bin/sh\nif [ "$1 $2" = "-m venv" ]; then\n'
+            '    [ "$3" = --clear ] && rm -rf env/*\n'
+            f"    mkdir -p env && exec cp -a {made}/. env\n"
+            'fi\nexec /usr/bin/python3 "$@"\n'
+        )
+        python.chmod(0o755)
+        self.env["PATH"] = f"{python.parent}:/usr/bin:/bin"
+
     def make_env(self) -> None:
         """As a finished set-up leaves it."""
         (self.folder / "env/bin").mkdir(parents=True)
@@ -102,6 +115,14 @@ class Launcher:
     @property
     def log(self) -> str:
         return (self.folder / "log").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def made_env(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `python3 -m venv` makes."""
+    env = tmp_path_factory.mktemp("made") / "env"
+    subprocess.run(["/usr/bin/python3", "-m", "venv", str(env)], check=True, timeout=120)
+    return env
 
 
 @pytest.fixture
@@ -200,7 +221,8 @@ def test_a_relative_path_of_a_video_begins_where_the_caller_is(launcher, tmp_pat
     assert (cwd, arguments) == (str(tmp_path / "home"), ["--demo", "my.mp4"])
 
 
-def test_a_signal_during_the_set_up_starts_nothing_afterwards(launcher):
+def test_a_signal_during_the_set_up_starts_nothing_afterwards(launcher, made_env):
+    launcher.copy_envs(made_env)
     launcher.plan("run")
     process = launcher.start()
     launcher.wait_for_log("setting up")
@@ -210,8 +232,9 @@ def test_a_signal_during_the_set_up_starts_nothing_afterwards(launcher):
     assert launch_stamp(launcher.folder).exists(), "the set-up in hand was not finished"
 
 
-def test_an_update_taken_back_is_set_up_anew(launcher):
+def test_an_update_taken_back_is_set_up_anew(launcher, made_env):
     """The packages in env/ are the update's, whatever older stamps say."""
+    launcher.copy_envs(made_env)
     launcher.plan("0")
     for number, content in enumerate((b"# first\n", b"# an update\n", b"# first\n"), start=1):
         launcher.require(content)
@@ -234,8 +257,9 @@ def test_a_set_up_that_fails_is_tried_again_but_not_while_somebody_waits(launche
     assert process.wait(5) == 0
 
 
-def test_an_env_that_is_half_made_or_damaged_is_made_anew_and_private(launcher):
+def test_an_env_that_is_half_made_or_damaged_is_made_anew_and_private(launcher, made_env):
     """An interrupted set-up leaves no stamp; a power cut later on can leave empty files behind one."""
+    launcher.copy_envs(made_env)
     launcher.plan("0", "1", "0")
     launcher.require(b"tiny==1\n")
     with zipfile.ZipFile(launcher.folder / "tiny-1-py3-none-any.whl", "w") as wheel:
@@ -245,8 +269,10 @@ def test_an_env_that_is_half_made_or_damaged_is_made_anew_and_private(launcher):
         wheel.writestr("tiny-1.dist-info/RECORD", "tiny/__init__.py,,9\n")
     launcher.env |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(launcher.folder)}
     (launcher.folder / "env/bin").mkdir(parents=True)
+    (launcher.folder / "env/left").touch()
     assert launcher.start().wait(120) == 0
     assert launcher.log.count("setting up") == 1
+    assert not (launcher.folder / "env/left").exists()
     assert (launcher.folder / "env").stat().st_mode & 0o077 == 0
     assert not (launcher.folder / ".setting-up").exists()
 
@@ -261,7 +287,8 @@ def test_an_env_that_is_half_made_or_damaged_is_made_anew_and_private(launcher):
     assert emptied.stat().st_size > 0
 
 
-def test_a_set_up_without_a_network_says_so(launcher):
+def test_a_set_up_without_a_network_says_so(launcher, made_env):
+    launcher.copy_envs(made_env)
     launcher.require(b"nothing-of-this-name==1\n")
     launcher.env |= {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "1"}
     assert launcher.start("--demo").wait(120) == 1
@@ -329,9 +356,28 @@ def test_byte_code_that_others_could_write_is_not_used(launcher):
     open_folder.mkdir()
     (open_folder / "anything").touch()
     open_folder.chmod(0o777)
+    of_the_page = launcher.folder / "viewer/__pycache__"
+    of_the_page.mkdir(parents=True)
+    of_the_page.chmod(0o777)
     assert launcher.start().wait(20) == 0
     assert [path.name for path in folder.iterdir()] == ["good"]
     assert not open_folder.exists()
+    assert not of_the_page.exists()
+
+
+def test_no_module_is_imported_from_the_folder_that_it_is_called_from(launcher, tmp_path):
+    """`export PYTHONPATH=$PYTHONPATH:/opt/mine` leaves an empty entry where it was not set before."""
+    launcher.make_env()
+    launcher.plan("0")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/signal.py").write_text("raise SystemExit('foreign code ran')", encoding="utf-8")
+    command = [str(launcher.folder / "launch.sh"), "--demo"]
+    env = launcher.env | {"PYTHONPATH": ":/opt/mine"}
+    answer = subprocess.run(
+        command, cwd=tmp_path / "foreign", env=env, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert "foreign code ran" not in answer.stderr
+    assert len(launcher.starts(1)) == 1
 
 
 # The log

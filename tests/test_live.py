@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from guardianberry.upload.errors import CUT, UploadError
-from guardianberry.upload.live import LiveClip, LiveLane
-from tests.upload_rig import wait_until
+from guardianberry.upload.live import PART_LIMIT_S, LiveClip, LiveLane
+from guardianberry.upload.upload_file import event_uuid
+from tests.faulty_proxy import Answer, FaultyProxy
+from tests.s3_server import S3Server
+from tests.upload_rig import SERIAL, wait_until
+from tests.upload_rig import Rig as UploadRig
 
 
 class Bucket:
@@ -157,3 +161,114 @@ def test_the_next_clip_takes_the_lane(rig: Rig, tmp_path: Path):
     rig.begin()
     wait_until(lambda: rig.bucket.joined() == b"b" * 500, what="the parts")
     assert not first.ended
+
+
+def test_a_part_that_fails_is_not_tried_once_the_clip_has_ended(rig: Rig):
+    rig.bucket.faults = [fail] * 1000
+    rig.write(b"a" * 1000)
+    clip = rig.begin()
+    wait_until(lambda: len(rig.bucket.tries) >= 3, what="several tries")
+    clip.end()
+    time.sleep(0.2)  # one may be under way
+    tries = len(rig.bucket.tries)
+    time.sleep(0.5)
+    assert len(rig.bucket.tries) == tries
+
+
+def test_the_first_part_is_small_and_the_next_ones_are_what_the_uplink_takes(rig: Rig):
+    rig.bucket = Bucket(bytes_per_s=200_000)
+    rig.lane = LiveLane(rig.bucket.put, may_upload=lambda: True)
+    rig.write(b"a" * 700_000)
+    clip = rig.begin()
+    wait_until(lambda: len(rig.bucket.joined()) > 300_000, what="the parts")
+    clip.end()
+    sizes = [len(rig.bucket.objects[name]) for name in sorted(rig.bucket.objects) if name.endswith(".part")]
+    assert sizes[0] == 64 * 1024
+    assert max(sizes) <= 200_000 * PART_LIMIT_S
+
+
+def test_no_part_is_tried_while_an_alert_is_uploaded(tmp_path: Path):
+    bucket, alert = Bucket(), threading.Event()
+    rig = Rig(tmp_path, bucket)
+    rig.lane = LiveLane(bucket.put, may_upload=lambda: not alert.is_set())
+    alert.set()
+    rig.write(b"a" * 1000)
+    clip = rig.begin()
+    time.sleep(0.3)
+    assert bucket.tries == []
+    alert.clear()
+    wait_until(lambda: bucket.joined() == b"a" * 1000, what="the parts")
+    clip.end()
+    rig.lane.stop()
+
+
+def test_it_leaves_no_descriptor_and_no_thread_behind(rig: Rig):
+    before = set(os.listdir("/proc/self/fd"))
+    for _ in range(5):  # the newer clip takes the lane, some before the lane has seen the one before
+        rig.write(b"a" * 1000)
+        clip = rig.begin()
+    wait_until(lambda: rig.bucket.tries, what="a part")
+    clip.end()
+    wait_until(lambda: set(os.listdir("/proc/self/fd")) <= before, what="the descriptors are closed")
+    (thread,) = rig.lane.stop()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+# What S3 and the network on the way to it do in mid-part
+
+FAULTS: dict[str, dict[str, object]] = {
+    "cut": {"cut_after_bytes": 8_000},
+    "stall": {"stall_after_bytes": 8_000},
+    "500": {"refused_text": b"/live/", "refusal": Answer(500, "InternalError")},
+    "503": {"refused_text": b"/live/", "refusal": Answer(503, "SlowDown")},
+    "expired": {"refused_text": b"/live/", "refusal": Answer(400, "ExpiredToken")},
+    "lost reply": {"replies_to_lose": 1},
+}
+HEALTHY = {"cut_after_bytes": None, "stall_after_bytes": None, "refused_text": b"", "replies_to_lose": 0}
+START = 1_700_000_000
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with S3Server() as server:
+        yield server
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_mid_part_costs_that_part_at_most_and_neither_clip_nor_alert(
+    fault: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guardianberry.upload.live.PART_EVERY_S", 0.1)
+    with FaultyProxy(s3.port) as proxy:
+        rig = UploadRig(tmp_path / "queue", monkeypatch, url=proxy.url, name=f"live.{fault.replace(' ', '')}")
+        s3.create_bucket(rig.images_bucket, rig.videos_bucket)
+        uploader, film = rig.start(), Rig(tmp_path, Bucket())
+        live = f"live/{event_uuid(SERIAL, START)}/"
+
+        def joined() -> bytes:
+            objects = {each.key: each.body for each in s3.objects(rig.videos_bucket)}
+            parts = sorted(key for key in objects if key.startswith(live))
+            assert parts == [f"{live}{number:04}.part" for number in range(len(parts))]
+            return b"".join(objects[key] for key in parts)
+
+        film.write(os.urandom(50_000))
+        clip = uploader.live.begin(START, os.open(film.path, os.O_RDONLY), lambda: None)
+        wait_until(lambda: len(joined()) == 50_000, what="the first part")
+        tries = len(proxy.heads)
+        vars(proxy).update(FAULTS[fault])
+        film.write(os.urandom(50_000))
+        wait_until(lambda: len(proxy.heads) > tries, what="the fault")
+        if fault == "lost reply":
+            wait_until(lambda: proxy.lost_replies == 1, what="the loss")
+        vars(proxy).update(HEALTHY)
+        alert = rig.alert(uploader, START + 1)
+        wait_until(lambda: s3.keys(rig.images_bucket) and not alert.exists(), what="the alert")
+        if fault != "stall":  # that one takes its time, and the clip does not wait for it
+            wait_until(lambda: joined() == film.path.read_bytes(), what="the other parts")
+        clip.end()
+        rig.add_video(START)
+        uploader.sweep_soon()
+        wait_until(lambda: any(key.endswith(".mp4") for key in s3.keys(rig.videos_bucket)), what="the clip")
+        assert film.path.read_bytes().startswith(joined())
+        rig.close()

@@ -460,7 +460,7 @@ def test_two_processes_share_their_gradients(tmp_path):
 # The real data, where it is
 
 
-@pytest.mark.skipif(not (SHARED / "eval").is_dir(), reason="needs the evaluation sets beside the project")
+@pytest.mark.skipif(not (SHARED / "eval").is_dir(), reason="needs ../shared/eval, which is not published")
 def test_the_evaluation_set_holds_what_its_readme_says():
     examples = list(read_tar(SHARED / "eval" / "coco_val2017_subset.tar"))
     assert (len(examples), sum(len(example.boxes) for example in examples)) == (316, 623)

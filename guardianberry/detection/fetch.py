@@ -8,7 +8,6 @@ and its parent may kill it at any time. Exit code 0: TARGET is complete. Otherwi
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import urllib.request
@@ -19,7 +18,7 @@ from urllib.parse import urlsplit
 
 from guardianberry.detection.child import restrict
 from guardianberry.detection.openvino_model import file_sha256
-from guardianberry.files import fsync_path
+from guardianberry.files import create, fsync_path
 
 CHUNK_BYTES = 1 << 16
 
@@ -36,7 +35,7 @@ class _StayEncrypted(urllib.request.HTTPRedirectHandler):
 def fetch(url: str, target: Path, sha256: str, max_bytes: int, silence_limit_s: float) -> None:
     """Put the file at `url` to `target`, mode 0600; `sha256` "-": any whole zip will do. Raises what urllib raises."""
     part = target.with_name(f".{target.name}.part")  # the parent deletes it if this process is killed
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+    with open(create(part), "wb") as file:
         _receive(url, file, max_bytes, silence_limit_s)
     if sha256 == "-":
         with zipfile.ZipFile(part) as archive:

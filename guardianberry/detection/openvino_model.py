@@ -84,6 +84,8 @@ def save(graph: openvino.Model, out: Path, info: dict[str, Any], *, half: bool) 
     _try(graph, info)
     part = out.with_name(f".{out.stem}.part.xml")  # a fixed name, so that the files of a killed try are overwritten
     try:
+        for suffix in (".bin", ".xml"):
+            part.with_suffix(suffix).unlink(missing_ok=True)  # a link would be followed
         graph.set_rt_info(json.dumps({**info, "converter_version": CONVERTER_VERSION}), [INFO_KEY, "info"])
         ov.save_model(graph, part, compress_to_fp16=half)
         # Saved again, because the .xml holds the checksum of the .bin: SD cards lose data.

@@ -21,6 +21,7 @@ from guardianberry.detection.adapter import adapted_name, adapter_path
 from guardianberry.detection.conversions import RECORD_NAME, Conversions
 from guardianberry.detection.convert import CONVERTERS, NO_MEMORY, REFUSED
 from guardianberry.detection.openvino_model import file_sha256
+from guardianberry.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +212,7 @@ def _check_official(source: Path, sha256: str, expected: str | None) -> None:
     if expected is None and record.is_file():
         expected = record.read_text(encoding="ascii", errors="replace").partition(" ")[0].strip()
     if expected is None:
-        record.write_text(f"{sha256}  {source.name}\n", encoding="ascii")
+        write_atomically(record, f"{sha256}  {source.name}\n".encode())
         log.info("%s: sha256 %s recorded in %s and required from now on", source.name, sha256, record.name)
     elif sha256 != expected:
         raise WeightsError(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from guardianberry.filenames import VideoName, parse, parse_held
+from guardianberry.files import create
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class Reserve:
         if shutil.disk_usage(self._images).free < needed_bytes:
             return
         try:
-            with path.open("wb") as file:
+            with open(create(path), "wb") as file:
                 os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
         except OSError:
             path.unlink(missing_ok=True)

@@ -21,6 +21,8 @@ from urllib3.util.connection import allowed_gai_family
 
 _ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5
 _LOOK_UP_TIMEOUT_S = 20.0
+# A forged answer of a name server can hold 4,000 addresses, each of them a connection that is kept open.
+_MAX_ADDRESSES = 20
 # The last known addresses are used when a look-up takes longer. It goes on, for the next connection.
 _SLOW_LOOK_UP_S = 0.5
 # For glibc (resolv.conf(5)): a name server that is dead costs 2 s instead of 5 s until the next one is asked.
@@ -65,7 +67,7 @@ class Addresses:
                 raise _with_text(error, "the look-up of the server's name takes too long") from error
             found = known
         with self._lock:
-            return in_order(found, self._good.get(server), self._bad.get(server))
+            return in_order(found, self._good.get(server), self._bad.get(server))[:_MAX_ADDRESSES]
 
     def note(self, server: Server, address: Address, *, answered: bool) -> None:
         """Whether the server answered a request at this address, to which there was a connection."""

@@ -181,8 +181,7 @@ class LiveLane:
             return False
         took_s = max(0.01, self._monotonic() - begun_s)
         if len(part.content) >= _MIN_PART_BYTES:
-            shown = len(part.content) / took_s
-            self._rate_bytes_per_s = min(shown, (self._rate_bytes_per_s + shown) / 2)  # a slower one counts at once
+            self._rate_bytes_per_s = len(part.content) / took_s
         size_kb = len(part.content) // 1000
         log.debug("live: %s of event %d, %d kB in %.2f s", name, clip.event_id, size_kb, took_s)
         return True
