@@ -278,6 +278,8 @@ class Lane:
     def _by_event(self, bucket: str, word: str) -> dict[int, StoredObject]:
         found: dict[int, StoredObject] = {}
         for stored in self._s3.objects(bucket):
+            if "/" in stored.key:  # live/ and best/ go with the clip
+                continue
             event_id = int(stored.metadata["recording_start_time"])
             if event_id in found:
                 self.tally.wrong.append(f"event {event_id} has two {word}s")

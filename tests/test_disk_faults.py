@@ -75,9 +75,8 @@ class Guard:
         return [line for line in log.splitlines() if " WARNING " in line]
 
     def end(self) -> None:
-        code, took_s = self.daemon.terminate()
+        code, _ = self.daemon.terminate(timeout_s=30)
         assert code == 0
-        assert took_s < 5
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +216,7 @@ def test_a_disk_that_is_mounted_over_videos_in_mid_event_hides_no_clip(tmp_path,
             guard.wait_for_clip()
             guard.end()
         clips = guard.s3.objects("guardianberry.videos")
-    (clip,) = [stored for stored in clips if stored.metadata["recording_start_time"] == event]
+    (clip,) = [stored for stored in clips if "/" not in stored.key and stored.metadata["recording_start_time"] == event]
     path = tmp_path / "clip.mp4"
     path.write_bytes(clip.body)
     assert decode(path)[0] > 15

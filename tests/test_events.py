@@ -181,7 +181,7 @@ def test_an_images_folder_that_is_removed_is_made_again(rig):
     rig.path.rmdir()
     rig.add()
     wait_until(lambda: rig.uploader.saved)
-    assert rig.names() == [NAME.encode()]
+    wait_until(lambda: rig.names() == [NAME.encode()])
     assert rig.path.stat().st_mode & 0o777 == 0o700
 
 
