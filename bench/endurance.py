@@ -255,7 +255,7 @@ class Endurance:
     def _judge_clips(self) -> None:
         client, bucket = self._s3.client(), self._buckets["VIDEOS_BUCKET"]
         path = self.folder / "clip.mp4"
-        for key in sorted(self._s3.keys(bucket)):
+        for key in sorted(key for key in self._s3.keys(bucket) if key.endswith(".mp4")):
             path.write_bytes(client.get_object(Bucket=bucket, Key=key)["Body"].read())
             try:
                 decode(path)

@@ -99,6 +99,8 @@ def _log_objects(folder: Path) -> None:
     found = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("s3/*/*.metadata.json")]
     found.sort(key=lambda item: (item[0].parent.name, item[1]["metadata"]["recording_start_time"]))
     log.info("demo: %d object(s) arrived in the buckets", len(found))
+    parts, bests = (len(list(folder.glob(f"s3/*/{pattern}.metadata.json"))) for pattern in ("live/*/*", "best/*"))
+    log.info("demo: and %d part(s) of clips while they were recorded, %d best picture(s)", parts, bests)
     if not found:
         log.info("demo: no event began; a warning above tells where inferences are too slow for this video")
     for path, stored in found:

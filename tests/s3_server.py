@@ -83,12 +83,14 @@ class S3Server:
         for name in names:
             self.client().create_bucket(Bucket=name)
 
-    def objects(self, bucket: str, *, with_body: bool = True) -> list[StoredObject]:
-        """Everything in the bucket, oldest first, as an owner would read it."""
+    def objects(self, bucket: str, *, with_body: bool = True, everything: bool = False) -> list[StoredObject]:
+        """The images or clips in the bucket, oldest first. `everything`: also what has a prefix, such as live/."""
         client = self.client()
         found: list[tuple[Any, StoredObject]] = []
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
             for entry in page.get("Contents", []):
+                if "/" in entry["Key"] and not everything:
+                    continue
                 answer = (client.get_object if with_body else client.head_object)(Bucket=bucket, Key=entry["Key"])
                 stored = StoredObject(
                     key=entry["Key"],

@@ -248,7 +248,7 @@ def test_from_the_daemons_camera_to_the_owners_mail(deployed: Moto, home: Path, 
 
 
 def heartbeats(moto: Moto) -> list[StoredObject]:
-    return [one for one in moto.objects(VIDEOS) if one.key.startswith("alive/")]
+    return [one for one in moto.objects(VIDEOS, everything=True) if one.key.startswith("alive/")]
 
 
 def assert_silence_is_told(stack: Stack, beats: list[StoredObject], log: str) -> None:

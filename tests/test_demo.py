@@ -27,6 +27,7 @@ def test_a_fresh_clone_without_a_network_shows_two_events(tmp_path: Path) -> Non
     assert len(re.findall(r"event \d+: ", daemon.log)) == 2
     arrived = [path for path in tmp_path.glob("demo-output/*/s3/*/*") if path.suffix in {".jpg", ".mp4"}]
     assert sorted(path.suffix for path in arrived) == [".jpg", ".jpg", ".mp4", ".mp4"]
+    assert re.search(r"demo: and [1-9]\d* part\(s\) of clips while they were recorded, 2 best picture", daemon.log)
     assert daemon.log.count(f"model {BUNDLED}") == 2, "the clips' metadata does not tell which model ran"
     for clip in (path for path in arrived if path.suffix == ".mp4"):
         with av.open(str(clip)) as container:

@@ -239,7 +239,7 @@ def test_it_goes_past_a_backlog_and_waits_for_an_alert(tmp_path: Path, monkeypat
         rig.use(s3.url)
         s3.create_bucket(rig.videos_bucket)
         uploader.put_heartbeat(1_795_378_445, b'{"armed": true}')
-        [stored] = s3.objects(rig.videos_bucket)
+        [stored] = s3.objects(rig.videos_bucket, everything=True)
     assert stored.key == f"alive/{camera_uuid(SERIAL)}/1795378445"
     assert (stored.body, stored.content_type, stored.server_side_encryption) == (
         b'{"armed": true}',

@@ -247,7 +247,7 @@ def test_a_fault_in_mid_part_costs_that_part_at_most_and_neither_clip_nor_alert(
         live = f"live/{event_uuid(SERIAL, START)}/"
 
         def joined() -> bytes:
-            objects = {each.key: each.body for each in s3.objects(rig.videos_bucket)}
+            objects = {each.key: each.body for each in s3.objects(rig.videos_bucket, everything=True)}
             parts = sorted(key for key in objects if key.startswith(live))
             assert parts == [f"{live}{number:04}.part" for number in range(len(parts))]
             return b"".join(objects[key] for key in parts)
