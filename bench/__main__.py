@@ -30,6 +30,7 @@ QUICK = {
     "still_things": ["--quick"],
     "view": ["--quick"],
     "faulty_disk": ["--events", "1"],
+    "broken_network": ["--rounds", "1", "--alerts", "2"],
 }
 
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from guardianberry.upload.connect import Address, Addresses, connect, in_order
+from tests.broken_network import NAME_SERVER, SILENT_NAME_SERVER, BlackHole, in_own_namespace
 from tests.daemon import ROOT
 from tests.raw_server import DONE, RawServer, read_body
 from tests.upload_rig import Rig, jpeg, wait_until
@@ -52,22 +52,6 @@ def test_of_a_flood_of_addresses_only_some_are_tried(monkeypatch: pytest.MonkeyP
     found = addresses.find(server)
     assert len(found) <= 20
     assert found[0] == good
-
-
-class BlackHole:
-    """An address that never answers: its backlog is full, so that the kernel drops every further SYN."""
-
-    def __init__(self, address: str, port: int) -> None:
-        self._sockets = [socket.create_server((address, port), backlog=0)]
-        for _ in range(4):
-            client = socket.socket()
-            client.setblocking(False)
-            client.connect_ex((address, port))
-            self._sockets.append(client)
-
-    def close(self) -> None:
-        for each in self._sockets:
-            each.close()
 
 
 def take(connection: socket.socket, head: bytes) -> None:
@@ -197,25 +181,13 @@ def test_the_server_is_looked_up_before_the_first_alert(rig: Rig, monkeypatch: p
     wait_until(lambda: names.look_ups, "it is not looked up")
 
 
-DEAD_NAME_SERVER = """
-import socket, subprocess, threading, time
+DEAD_NAME_SERVER = f"""
+import time
+from pathlib import Path
 from guardianberry.upload.connect import Addresses
+from tests.broken_network import use_name_servers
 
-silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-silent.bind(("127.0.0.9", 53))
-answering = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-answering.bind(("127.0.0.10", 53))
-
-def answer():
-    while True:
-        query, client = answering.recvfrom(512)
-        question = query[12 : query.index(0, 12) + 5]
-        is_a = question[-4:-2] == bytes([0, 1])
-        record = bytes.fromhex("c00c00010001000000010004c0000201") if is_a else b""
-        answering.sendto(query[:2] + bytes([0x81, 0x80, 0, 1, 0, is_a, 0, 0, 0, 0]) + question + record, client)
-
-threading.Thread(target=answer, daemon=True).start()
-subprocess.run(["mount", "--bind", "resolv.conf", "/etc/resolv.conf"], check=True)
+use_name_servers(Path.cwd(), "192.0.2.1", "{SILENT_NAME_SERVER}", "{NAME_SERVER}")
 addresses = Addresses()
 for _ in range(2):
     begun_s = time.monotonic()
@@ -227,9 +199,7 @@ for _ in range(2):
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="a name server of its own needs root")
 def test_a_dead_first_name_server_makes_no_alert_late(tmp_path: Path) -> None:
     """glibc waits five seconds for it, at each look-up."""
-    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.9\nnameserver 127.0.0.10\n", encoding="utf-8")
-    command = ["unshare", "--mount", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
-    command += [sys.executable, "-c", DEAD_NAME_SERVER]
+    command = in_own_namespace("-c", DEAD_NAME_SERVER)
     env = {"PATH": os.defpath + ":/usr/sbin:/sbin", "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
     if "mount" in ran.stderr or "unshare" in ran.stderr:
