@@ -62,7 +62,7 @@ ARMED_HOURS = ""  # local time, such as "mon-fri 08:00-17:00, daily 23:00-06:00"
 
 # ---- Events: when a recording starts and how long it lasts
 MAX_RECORDING_DURATION_S = 20  # of video in all, pre-roll included; longer clips reach S3 later on a slow uplink
-MIN_GAP_BETWEEN_VIDEO_START_S = 60  # from start to start: one alert a minute is enough to act on
+MIN_GAP_BETWEEN_VIDEO_START_S = 60  # from start to start of clips; somebody new within it gets a picture and no clip
 PERSON_GONE_AFTER_S = 2  # people are lost for a second when they turn or bend; 0 stops at the first frame without one
 PRE_ROLL_S = 3  # video from before the detection: how the person came in; kept in memory, 0.25 MB a second
 DETECTIONS_TO_START = 2  # inferences with a person; 1 makes each flicker an event, 3 is a frame later
@@ -70,9 +70,7 @@ DETECTIONS_TO_START = 2  # inferences with a person; 1 makes each flicker an eve
 # ---- Detector: YOLOv5, people only
 WEIGHTS = "yolov5n.pt"  # in models/: an official YOLOv5 checkpoint, downloaded once where it is missing
 CONF_THRES = 0.255  # 0 to 1; lower takes shadows for people, higher misses people in the dark
-INFERENCE_AT_LEAST_EVERY_S = (
-    1  # also where nothing moves, to find people who stand still; 10 is cooler, finds them later
-)
+INFERENCE_AT_LEAST_EVERY_S = 1  # where nothing moves, too, for people who stand still; 10 is cooler, but later
 DETECTOR_INPUT_WIDTH_PX = 416  # 640 costs 2.3 times as much, sees 1.5 times as far, and takes some cars for people
 IGNORE_ZONES = ()  # polygons in fractions of the picture: (((0, 0), (0.3, 0), (0.3, 1)),); who stands in one is ignored
 

@@ -24,6 +24,7 @@ def constants_table() -> str:
             name = node.targets[0].id
             if name.isupper() and name not in NOT_FOR_OWNERS:
                 comment = lines[node.lineno - 1].partition("  # ")[2]
+                assert comment, f"{name} has no comment on its line, or the formatter has broken the line"
                 rows.append(f"| `{name}` | `{ast.unparse(node.value)}` | {comment} |")
     return "\n".join(rows)
 
