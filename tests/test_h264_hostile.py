@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from fractions import Fraction
 
+import av
 import pytest
 
 from guardianberry.camera import decoder as decoder_module
 from guardianberry.camera import ring
 from guardianberry.camera.decoder import Decoder, UnusableStreamError
-from guardianberry.camera.h264 import AccessUnit, Splitter, slice_type
+from guardianberry.camera.h264 import AccessUnit, Splitter, has_small_pixels, slice_type
 from guardianberry.camera.ring import Ring
 from guardianberry.camera.stream import Stream
 from tests.h264 import grey_key_slice, hostile_video, parameter_sets, repeating_slice, units
@@ -42,6 +44,37 @@ def test_pictures_of_a_size_that_cameras_have_are_decoded(width, height) -> None
     assert splitter.fault == ""
     frame = decoder.decode(decoder.plan(-1, got, None), -1)
     assert (frame.number, frame.width, frame.height) == (1, width, height)
+
+
+def encoded(pixel_format: str) -> bytes:
+    encoder = av.CodecContext.create("libx264", "w")
+    assert isinstance(encoder, av.VideoCodecContext)
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 320, 240, pixel_format, Fraction(1, 10)
+    encoder.options = {"tune": "zerolatency", "preset": "ultrafast"}
+    pictures = [av.VideoFrame(320, 240, pixel_format) for _ in range(3)]
+    for plane in (plane for picture in pictures for plane in picture.planes):
+        plane.update(bytes(plane.buffer_size))  # x264 aborts at samples of more than 10 bits
+    return b"".join(bytes(packet) for picture in (*pictures, None) for packet in encoder.encode(picture))
+
+
+@pytest.mark.parametrize("pixel_format", ["yuv422p", "yuv444p", "yuv420p10le", "yuv444p10le"])
+def test_pixels_that_no_camera_sends_are_garbage(pixel_format) -> None:
+    """4096 x 2304 in yuv444p10le is 57 MB a picture, of which the decoder may keep 17."""
+    splitter = Splitter()
+    assert splitter.feed(encoded(pixel_format), 0) == []
+    assert "4:2:0" in splitter.fault
+
+
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuvj420p", "gray"])
+def test_pixels_that_cameras_send_are_decoded(pixel_format) -> None:
+    splitter = Splitter()
+    assert splitter.feed(encoded(pixel_format), 0)
+    assert splitter.fault == ""
+
+
+def test_pixels_cannot_be_hidden_behind_a_byte_that_the_decoder_leaves_out() -> None:
+    """00 00 03 stands for 00 00: with the 03 this would be 4:2:0, without it is 4:4:4."""
+    assert not has_small_pixels(b"\x67\x64\x00\x00\x03\x92\xc0")
 
 
 def test_a_size_that_cannot_be_read_is_garbage() -> None:

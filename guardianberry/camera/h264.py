@@ -19,6 +19,7 @@ MAX_PICTURE_PX = 4096 * 2304  # as H.264's level 5.2 allows; the decoder may kee
 _START_CODE = b"\x00\x00\x01"
 _SLICE, _KEY_SLICE, _SPS, _PPS = 1, 5, 7, 8  # NAL unit types
 _B_SLICES = {1, 6}  # slice types
+_PROFILES_WITH_PIXELS = {44, 83, 86, 100, 110, 118, 122, 128, 138, 144, 244}  # whose SPS says what pixels are
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ class Splitter:
             sides = size + coded_size
             if min(sides) < MIN_SIDE_PX or max(sides) > MAX_SIDE_PX or coded_size[0] * coded_size[1] > MAX_PICTURE_PX:
                 return f"its pictures have {size[0]}x{size[1]} pixels, coded as {coded_size[0]}x{coded_size[1]}"
+            if not has_small_pixels(sps):
+                return "its pixels have more than 8 bits, or more colour than 4:2:0"
             self._sps, self._size = sps, size
         return ""
 
@@ -164,14 +167,27 @@ def picture_sizes(unit: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
     return (parser.width, parser.height), (parser.coded_width, parser.coded_height)
 
 
+def has_small_pixels(sps: bytes) -> bool:
+    """Whether they have 8 bits and 4:2:0 or grey (ITU-T H.264, 7.3.2.1.1): others take up to four times the memory."""
+    plain = sps.replace(b"\x00\x00\x03", b"\x00\x00")
+    if plain[1] not in _PROFILES_WITH_PIXELS:
+        return True
+    return _exp_golomb(plain[4:16], 4)[1:] in ([0, 0, 0], [1, 0, 0])  # chroma_format_idc, luma's bits, chroma's
+
+
 def slice_type(nal: bytes) -> int:
     """Of a slice (ITU-T H.264, 7.3.3): the second Exp-Golomb code after the NAL unit's header; -1 if it has none."""
-    bits = "".join(f"{byte:08b}" for byte in nal[1:13])
-    value = -1
-    for _ in range(2):  # first_mb_in_slice, slice_type
+    return (_exp_golomb(nal[1:13], 2) + [-1, -1])[1]
+
+
+def _exp_golomb(data: bytes, count: int) -> list[int]:
+    """The first codes in the data (9.1); fewer where it ends before."""
+    bits = "".join(f"{byte:08b}" for byte in data)
+    values: list[int] = []
+    while len(values) < count:
         zeros = bits.find("1")
         code, bits = bits[zeros : 2 * zeros + 1], bits[2 * zeros + 1 :]
         if zeros < 0 or len(code) <= zeros:
-            return -1
-        value = int(code, 2) - 1
-    return value
+            break
+        values.append(int(code, 2) - 1)
+    return values
