@@ -270,6 +270,13 @@ def test_onnx_files_are_refused_with_a_way_out(models: Path) -> None:
         find_graph("mine.onnx", models)
 
 
+def test_a_file_that_is_mostly_a_hole_is_refused_unread(models: Path) -> None:
+    with (models / "mine.pt").open("wb") as file:
+        file.truncate(1 << 42)  # it takes no room on the disk, and hours to hash
+    with pytest.raises(WeightsError, match="more than any YOLOv5"):
+        find_graph("mine.pt", models)
+
+
 @pytest.mark.parametrize(
     "harm", ["truncated .xml", "truncated .bin", "huge", "foreign", "no .bin", "old", "from .onnx"]
 )

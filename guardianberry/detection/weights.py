@@ -155,6 +155,8 @@ class Search:
         for part in parts:
             if not part.is_file():
                 raise WeightsError(f"{part.name} is missing in {part.parent}/: a graph is two files, .xml and .bin.")
+            if (size_bytes := part.stat().st_size) > self._setup.max_download_bytes:  # it would be hashed for hours
+                raise RefusedError(f"{part.name} cannot be used: it has {size_bytes} bytes, more than any YOLOv5")
         if source.name in self._setup.official_sha256:
             _check_official(source, file_sha256(source), self._setup.official_sha256[source.name])
             if adapter_path(source).is_file():
