@@ -177,7 +177,7 @@ def has_small_pixels(sps: bytes) -> bool:
 
 def slice_type(nal: bytes) -> int:
     """Of a slice (ITU-T H.264, 7.3.3): the second Exp-Golomb code after the NAL unit's header; -1 if it has none."""
-    return (_exp_golomb(nal[1:13], 2) + [-1, -1])[1]
+    return [*_exp_golomb(nal[1:13], 2), -1, -1][1]
 
 
 def _exp_golomb(data: bytes, count: int) -> list[int]:
