@@ -5,6 +5,7 @@ Used by the benches and by tests/test_motion.py.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -90,10 +91,10 @@ class Outcome(NamedTuple):
     frames: int
 
 
-def see(finder: Detector, video: Path, *, frame_rate_fps: int) -> list[Seen]:
+def see(finder: Detector, video: Path, *, frame_rate_fps: int, at_most_frames: int | None = None) -> list[Seen]:
     return [
         Seen(frame.arrival_s, [person.confidence for person in finder.find_people(frame.bgr)], frame)
-        for frame in frames(video, frame_rate_fps=frame_rate_fps)
+        for frame in itertools.islice(frames(video, frame_rate_fps=frame_rate_fps), at_most_frames)
     ]
 
 

@@ -247,7 +247,9 @@ def test_a_camera_program_that_is_installed_later_is_found(guard: Guard) -> None
 def test_video_that_breaks_the_detector_costs_a_camera_restart_and_not_the_daemon(tmp_path: Path, models: Path) -> None:
     guard = Guard(tmp_path, models, start=False)
     text = guard.daemon.script.read_text(encoding="utf-8")
-    inference = "            people = detector.find_people(frame.bgr)\n"
+    inference = (
+        "            people = finder.find(frame, attentive=recorder.attentive, camera_launches=camera.launches)\n"
+    )
     assert inference in text
     breaks = "            if frame.number > 5 and camera.launches == 1:\n                1 / 0\n"
     guard.daemon.script.write_text(text.replace(inference, breaks + inference), encoding="utf-8")
