@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import cv2
@@ -15,6 +16,7 @@ HEIGHT_PX, WIDTH_PX = 120, 160
 ROWS, COLUMNS = np.mgrid[0:HEIGHT_PX, 0:WIDTH_PX]
 
 
+@functools.cache
 def scene(seed: int = 1) -> Picture:
     """Furniture: rectangles of many sizes and greys, with a little texture."""
     random = np.random.default_rng(seed)
