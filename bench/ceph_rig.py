@@ -99,6 +99,7 @@ class Play:
         self.buckets = (self.rig.images_bucket, self.rig.videos_bucket)
         self.answers: list[str] = []
         self.log = Lines()
+        self.uploaders: list[Uploader] = []
         self.expected = self.broken_sends = 0
         self.encryption: str | None = None  # asked for where it is the subject
         patch.setenv("AWS_CA_BUNDLE", gateway.ca)
@@ -136,12 +137,22 @@ class Play:
         self.rig.add_video(1_700_000_000, mp4(CLIP_BYTES) if clip is None else clip)
         self.expected += 2
 
+    def start(self) -> Uploader:
+        uploader = self.rig.start(server_side_encryption=self.encryption)
+        self.uploaders.append(uploader)
+        return uploader
+
+    def stop(self) -> None:
+        """Waits, so that nothing of this fault is logged in the next one."""
+        for uploader in self.uploaders:
+            uploader.stop(10)
+
     def deliver(self) -> None:
-        self.rig.start(server_side_encryption=self.encryption)
+        self.start()
         self.rig.wait_until_empty(timeout_s=WAIT_S)
 
     def fail_then(self, cure: Callable[[], object]) -> None:
-        uploader = self.rig.start(server_side_encryption=self.encryption)
+        uploader = self.start()
         self.until_failed(uploader)
         cure()
         self.rig.wait_until_empty(timeout_s=WAIT_S)
@@ -175,5 +186,5 @@ def play(gateway: Gateway, url: str) -> Iterator[Play]:
         try:
             yield played
         finally:
-            played.rig.close()
+            played.stop()
             logger.removeHandler(played.log)
