@@ -196,7 +196,7 @@ def stop(daemon: Daemon) -> None:
     """SIGTERM to the daemon itself, which may run under strace and others."""
     assert daemon.process is not None
     wrapper = psutil.Process(daemon.process.pid)
-    (process,) = [
+    process, *_ = [  # behind it, at times: a child of it that has not become another program yet
         process
         for process in (wrapper, *wrapper.children(recursive=True))
         if process.name().startswith("python") and str(daemon.script) in process.cmdline()
