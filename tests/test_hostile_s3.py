@@ -85,6 +85,21 @@ def test_an_answer_that_never_ends_is_given_up_and_told(
         wait_until(lambda: not path.exists(), "the lane is not free again")
 
 
+def test_the_time_for_a_large_body_is_no_time_for_its_answer(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """A clip of 12 MB may take 50 minutes to send; an answer that drips must not."""
+    rig.add_video(1_700_000_000, mp4(600_000))
+
+    def answer(connection: socket.socket, head: bytes) -> None:
+        read_body(connection, head)
+        drip(connection, b"HTTP/1.1 200 OK\r\nX-Slow: ", b"a", pause_s=0.1)
+
+    with RawServer(answer) as server:
+        rig.use(server.url)
+        uploader = rig.start()
+        wait_until(lambda: uploader.counters().failed_tries >= 1, "it may take 150 s", timeout_s=60)
+    assert "not done after" in warnings(caplog)[0]
+
+
 def test_a_proxy_that_never_finishes_its_answer_to_connect_is_given_up_and_told(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:

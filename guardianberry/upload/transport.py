@@ -28,7 +28,7 @@ from guardianberry.upload.errors import CUT, NOT_S3, UploadError
 
 _CONNECT_TIMEOUT_S = 5.0  # also for a block of the body to fit into the socket's buffer
 _READ_TIMEOUT_S = 10.0
-# For the whole request and its answer: this, and the time that the body takes at 32 kbit/s.
+# For the request: this, and the time that the body takes at 32 kbit/s. Then for the answer: this again.
 _REQUEST_TIMEOUT_S = 30.0
 _MIN_RATE_BYTES_PER_S = 4_000
 # The send buffer of a connection; Linux doubles it, to 32 KiB. By default it grows to 4 MB. On a home's uplink of
@@ -62,12 +62,19 @@ class Exchange:
         self._reached: tuple[Server, Address] | None = None
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None  # a duplicate: the original goes from socket to TLS socket
-        self._timer = threading.Timer(limit_s, self._expire)
-        self._timer.daemon = True
+        self._timer = threading.Timer(0, self._expire)
 
     def __enter__(self) -> Exchange:
-        self._timer.start()
+        self.limit(self.limit_s)
         return self
+
+    def limit(self, limit_s: float) -> None:
+        """The time that is left from now on."""
+        self._timer.cancel()
+        self.limit_s = limit_s
+        self._timer = threading.Timer(limit_s, self._expire)
+        self._timer.daemon = True
+        self._timer.start()
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
@@ -140,6 +147,11 @@ class _Connection:
             if not wait_for_read(self.sock, 0):
                 raise
             raise BrokenPipeError(*error.args) from error
+
+    def getresponse(self) -> Any:
+        """The body is sent: what it was given of time is no longer needed."""
+        _local.exchange.limit(_REQUEST_TIMEOUT_S)
+        return super().getresponse()  # type: ignore[misc]
 
     def _handle_expect_response(self: Any, message_body: Any) -> None:
         """As botocore's, which never returns when the server hangs up within the headers of "100 Continue".
