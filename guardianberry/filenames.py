@@ -11,6 +11,7 @@ A file that must not be uploaded yet has a prefix that starts with a dot:
 
     .held-{boot}-{monotonic_ms}-{name}  an event from before the clock was set (see clock.py)
     .open-{name}                        a clip that is being written; the name, plain or held, is kept up to date
+    .damaged-{name}                     a clip that cannot be finished without harm (see recording/finish.py)
     .part-{anything}                    a copy or an image that is being written; removed after a crash
 """
 
@@ -30,6 +31,7 @@ _IMAGE_PATTERN = re.compile("-".join([_NUMBER] * 4) + r"\.jpg", re.ASCII)
 
 OPEN_PREFIX = ".open-"
 PART_PREFIX = ".part-"
+DAMAGED_PREFIX = ".damaged-"
 _HELD_PATTERN = re.compile(r"\.held-([0-9a-f]{8})-([0-9]{1,15})-(.+)", re.ASCII | re.DOTALL)
 
 

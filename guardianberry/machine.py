@@ -11,6 +11,7 @@ import math
 import os
 import re
 import resource
+import signal
 import subprocess
 import threading
 import time
@@ -28,6 +29,7 @@ _UNKNOWN_SERIAL = "unknown"
 _APPLICATION = uuid.UUID("5c0d9a3f0b2e4d6c9a51b8f1e7d24c36")  # any fixed number, ours alone
 _LOCK_NAME = ".lock"
 _M_ARENA_MAX = -8  # malloc.h
+_PR_SET_PDEATHSIG = 1  # sys/prctl.h
 _STOP_POLL_S = 0.1
 _COMMAND_TIMEOUT_S = 5
 _FOR_EVERY_CHILD = ("PATH", "HOME", "LANG", "LC_*", "TZ", "TMPDIR", "LD_PRELOAD")
@@ -92,6 +94,15 @@ class StopFlag(threading.Event):
 def keep_memory_off_the_disk() -> None:
     """No core dumps, of this process and its children: they would hold the secret key."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def be_killed_first() -> None:
+    """This process dies with its parent, and before the daemon and the camera program where memory is short."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):  # Linux
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 class AlreadyRunningError(RuntimeError):

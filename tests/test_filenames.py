@@ -99,3 +99,13 @@ def test_a_free_path_never_replaces_another_events_file(tmp_path: Path):
 def test_with_event_id_changes_the_start_alone():
     name = VideoName(1, 2, 3, 4, 5, 6, 7)
     assert with_event_id(name, 99) == VideoName(99, 2, 3, 4, 5, 6, 7)
+
+
+def test_no_name_is_too_large_to_count_on_from(tmp_path: Path):
+    for name in (ImageName(10**15 - 1, 93, 640, 480), VideoName(10**15 - 1, *[10**15 - 1] * 6)):
+        for _ in range(3):
+            path = free_path(tmp_path, name)
+            assert parse(path.name)
+            path.touch(exist_ok=False)
+    for event_id in (10**15, 10**40):
+        assert parse(with_event_id(ImageName(1, 2, 3, 4), event_id).encode())

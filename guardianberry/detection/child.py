@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import resource
 import signal
@@ -15,10 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from guardianberry.machine import for_child, keep_memory_off_the_disk
+from guardianberry.machine import be_killed_first, for_child, keep_memory_off_the_disk
 
 POLL_S = 0.2  # a child is killed so soon after a stop
-_PR_SET_PDEATHSIG = 1  # sys/prctl.h
 
 
 class Ended(NamedTuple):
@@ -67,18 +65,11 @@ def _in_words(code: int) -> str:
 
 
 def restrict(memory_bytes: int | None = None) -> None:
-    """Limit this process: it has a low priority, writes no core dump, dies with its parent and may use so much memory.
-
-    The kernel kills it before the daemon and the camera program if memory is short.
-    """
+    """Limit this process: a low priority, no core dump, so much memory, and it is killed before the daemon."""
     os.nice(10)
     os.umask(0o077)
     keep_memory_off_the_disk()
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):  # Linux
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    be_killed_first()
     if memory_bytes is not None:
         with contextlib.suppress(ValueError, OSError):  # a lower hard limit is set already
             resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")

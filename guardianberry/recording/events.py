@@ -77,13 +77,14 @@ class EventFiles:
         retention = Retention(videos, min_free_bytes=min_free_disk_bytes, is_uploading=uploader.is_uploading)
         self._videos = Folder(
             videos,
-            (self._save_best, self._recovery.finish, retention.make_room, self._release_held_clips),
+            (self._save_best, self._finish_open_clips, retention.make_room, self._release_held_clips),
             on_disk=self._recovery.look,
             consequence="no clips are recorded, but alerts are uploaded,",
         )
         self._clip: ClipWriter | None = None  # of the current event
         self._clips: list[ClipWriter] = []  # with the stopped ones that are not finished
         self._no_clip_reason: str | None = None
+        self._is_guarding = False
         self._line: _EventLine | None = None
         self._event: Alert | None = None  # of the current event
         self._best: deque[tuple[Alert, Inference]] = deque(maxlen=_MAX_BEST)  # not written yet
@@ -154,7 +155,10 @@ class EventFiles:
         self._event = None
 
     def check(self) -> None:
-        """Log disks that hang, and an event whose files take long. Call it often."""
+        """Log disks that hang, and an event whose files take long. Call it often, once the camera is started."""
+        if not self._is_guarding:
+            self._is_guarding = True
+            self._videos.wake()
         self._images.folder.check()
         self._videos.check()
         if self._line is not None and self._line.is_due():
@@ -221,6 +225,10 @@ class EventFiles:
         log.info("clip finished: %s", path.name)
         self._uploader.sweep_soon()
         self._videos.wake()  # held ones are renamed there
+
+    def _finish_open_clips(self) -> None:
+        if self._is_guarding:  # until then the start of the camera gets the CPU and the disk
+            self._recovery.finish()
 
     def _release_held_clips(self) -> None:
         if self._clock.is_set() and self._clock.release_held(self._videos.path):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import av
 import av.error
 from av.container import InputContainer
+from av.video.stream import VideoStream
 
 from guardianberry.filenames import PART_PREFIX, VideoName, free_path
 from guardianberry.files import fsync_path
@@ -96,8 +97,10 @@ def close_killed_file(path: Path, *, frame_rate_fps: float) -> float:
     """Replace the clip of a killed process by an ordinary MP4 of the same packets; returns its duration in seconds.
 
     Raises one of READ_ERRORS where it holds no readable frame or the copy cannot be written; the file is as before.
+    A hostile file can also crash the process, or take all its memory and time (see `finish.py`).
     """
     part = path.with_name(PART_PREFIX + path.name)
+    part.unlink(missing_ok=True)  # never written through a link
     try:
         duration_s = _copy_packets(path, part, frame_rate_fps=frame_rate_fps)
         fsync_path(part)
@@ -109,9 +112,7 @@ def close_killed_file(path: Path, *, frame_rate_fps: float) -> float:
 
 def _copy_packets(source: Path, target: Path, *, frame_rate_fps: float) -> float:
     with _open_mp4(source) as killed:
-        if not killed.streams.video:
-            raise OSError("it holds no video")
-        stream = killed.streams.video[0]
+        stream = _only_stream(killed)
         with av.open(str(target), "w", format="mp4", options=_MUX_OPTIONS) as out:
             copy = out.add_stream_from_template(stream)
             end_s = 0.0
@@ -121,9 +122,17 @@ def _copy_packets(source: Path, target: Path, *, frame_rate_fps: float) -> float
                 end_s = _end_s(packet, frame_rate_fps)
                 packet.stream = copy
                 out.mux(packet)
-    if end_s == 0:
+    if end_s <= 0:
         raise OSError("it holds no frame")
     return end_s
+
+
+def _only_stream(container: InputContainer) -> VideoStream:
+    for stream in container.streams.video:
+        codec = getattr(stream.codec_context, "name", None)  # there is no context where the codec is not known
+        if codec == "h264" and len(container.streams) == 1:
+            return stream
+    raise OSError("it holds something else than one H.264 video")
 
 
 def cut_to_whole_fragments(path: Path, *, frame_rate_fps: float) -> float:
@@ -145,8 +154,8 @@ def cut_to_whole_fragments(path: Path, *, frame_rate_fps: float) -> float:
 
 
 def _open_mp4(path: Path) -> InputContainer:
-    """To read. No other format is tried, and damaged text in a title does not matter."""
-    return av.open(str(path), format="mp4", metadata_errors="replace")
+    """To read. No other format or codec is tried, and damaged text in a title does not matter."""
+    return av.open(str(path), format="mp4", options={"codec_whitelist": "h264"}, metadata_errors="replace")
 
 
 def _end_s(packet: av.Packet, frame_rate_fps: float) -> float:
@@ -162,7 +171,7 @@ def finish_file(
 ) -> Path:
     """Give a closed clip its final name, once its data are on the disk. Raises OSError."""
     fsync_path(path)
-    name = dataclasses.replace(name, duration=min(round(duration_s), int(max_duration_s)))
+    name = dataclasses.replace(name, duration=round(min(max(0.0, duration_s), int(max_duration_s))))
     target = path.with_name(final_name(name))
     if target.exists():
         target = free_path(path.parent, name)
