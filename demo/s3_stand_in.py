@@ -27,6 +27,7 @@ _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}")  # of a bucket or a part 
 _MOST_BYTES = 200 * 1024 * 1024
 _BLOCK_BYTES = 64 * 1024
 _METADATA_PREFIX = "x-amz-meta-"
+_ABOUT = ".metadata.json"  # what is written about an object is not taken from anybody
 _TIMEOUT_S = 30
 _LOOK_S = 0.5
 
@@ -63,6 +64,7 @@ class Handler(BaseHTTPRequestHandler):
             parts.query not in ("", "x-id=PutObject")
             or not 2 <= len(names) <= 4
             or not all(map(_NAME.fullmatch, names))
+            or any(name.endswith(_ABOUT) for name in names)
         ):
             return None
         return self.folder.joinpath(*names)
@@ -111,9 +113,7 @@ class Handler(BaseHTTPRequestHandler):
             for name, value in self.headers.items()
             if name.lower().startswith(_METADATA_PREFIX)
         }
-        target.with_name(f"{target.name}.metadata.json").write_text(
-            json.dumps(about, indent=2) + "\n", encoding="utf-8"
-        )
+        target.with_name(target.name + _ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         return True
 
     def _answer(self, status: int, code: str) -> None:

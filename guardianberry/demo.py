@@ -49,7 +49,7 @@ def demo_folder(here: Path, video: str, stop: threading.Event) -> Iterator[Path]
         log.info("demo: %s plays as the camera; the buckets are %s", source.name, endpoint)
         threading.Thread(target=_stop_at_end, args=(folder, end_file, stop), daemon=True).start()
         yield folder
-    _log_objects(folder)
+    log_objects(folder)
     _write_page(here, folder)
 
 
@@ -94,10 +94,10 @@ def _pending(folder: Path) -> list[Path]:
     return [path for name in ("images", "videos") for path in (folder / name).glob("*") if path.is_file()]
 
 
-def _log_objects(folder: Path) -> None:
+def log_objects(folder: Path) -> None:
     """Images first, then videos, by time."""
     found = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("s3/*/*.metadata.json")]
-    found.sort(key=lambda item: (item[0].parent.name, item[1]["metadata"]["recording_start_time"]))
+    found.sort(key=lambda item: (item[0].parent.name, item[1]["metadata"].get("recording_start_time", "")))
     log.info("demo: %d object(s) arrived in the buckets", len(found))
     parts, bests = (len(list(folder.glob(f"s3/*/{pattern}.metadata.json"))) for pattern in ("live/*/*", "best/*"))
     log.info("demo: and %d part(s) of clips while they were recorded, %d best picture(s)", parts, bests)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from guardianberry.demo import log_objects
 from tests.upload_rig import Rig, jpeg, mp4, wait_until
 
 PROGRAM = Path(__file__).resolve().parent.parent / "demo" / "s3_stand_in.py"
@@ -106,6 +108,17 @@ def test_it_keeps_nothing_of_a_request_that_breaks_off(stand_in: StandIn) -> Non
         client.sendall(b"PUT /bucket/key HTTP/1.1\r\nContent-Length: 100\r\n\r\nhalf")
         wait_until(lambda: (stand_in.folder / "bucket").exists(), "it does not begin")
     wait_until(lambda: not stand_in.files(), "half an object is kept")
+
+
+def test_what_another_user_puts_there_does_not_end_the_demo(
+    stand_in: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="guardianberry")
+    assert stand_in.ask("PUT", "/bucket/a.jpg", b"no event", {"x-amz-meta-note": "x"}) == 200
+    assert stand_in.ask("PUT", "/bucket/a.jpg.metadata.json", b"{}") == 400
+    assert stand_in.ask("PUT", "/bucket/b.metadata.json/c", b"{}") == 400
+    log_objects(stand_in.folder.parent)
+    assert "1 object(s) arrived" in caplog.text
 
 
 def test_it_listens_on_this_machine_only(stand_in: StandIn) -> None:
