@@ -70,7 +70,25 @@ def draw_memory(axes: Axes, facts: dict[str, Any]) -> None:
     axes.legend(frameon=False, ncols=3, fontsize=8)
 
 
-PLOTS = {"latency": ("latency", draw_latency), "cpu": ("daemon", draw_cpu), "memory": ("daemon", draw_memory)}
+def draw_theft(axes: Axes, facts: dict[str, Any]) -> None:
+    for name, ages_s in facts["newest_view_s"].items():
+        if values := sorted(ages_s):
+            shares = [(index + 1) / len(values) for index in range(len(values))]
+            axes.step([values[0], *values], [0, *shares], where="post", label=f"{name} ({len(values)})")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("seconds from the newest view that S3 has to the kill")
+    axes.set_ylabel("share of the kills")
+    axes.set_ylim(0, 1.02)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+
+
+PLOTS = {
+    "latency": ("latency", draw_latency),
+    "cpu": ("daemon", draw_cpu),
+    "memory": ("daemon", draw_memory),
+    "theft": ("theft", draw_theft),
+}
 
 
 def main() -> None:

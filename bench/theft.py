@@ -1,6 +1,6 @@
 """Takes the camera away: kills the real daemon at random instants of events, wipes its disk, and looks at what S3 has.
 
-    python -m bench.theft [--kills 100] [--seed 1] [--quick]
+    python -m bench.theft [--kills 100] [--seed 1] [--at-most-s S] [--quick]
 
 One daemon for each speed of the uplink, with LIVE_UPLOAD and without, all in one run. Each has a stand-in camera that
 always shows a person, at the script's bit rate, and reaches an S3 stand-in over HTTP through a link of that speed. At
@@ -211,14 +211,16 @@ def _sent_last(shown: list[int], sent: list[dict[str, Any]], event_id: int) -> d
     return sent[place] if place < len(sent) and sent[place]["source_s"] == shown[-1] else None
 
 
-def steal_often(folder: Path, models: Path, *, kills: int, seed: int) -> dict[tuple[str, bool], Tally]:
+def steal_often(
+    folder: Path, models: Path, *, kills: int, seed: int, at_most_s: float
+) -> dict[tuple[str, bool], Tally]:
     """By speed of the uplink and LIVE_UPLOAD."""
     units = list(offline.encode(stage.Scene(stage.people), frame_rate_fps=FRAME_RATE_FPS, seconds=PERIOD_S))
     pictures = [slices_of(split_annex_b(unit)) for unit in units]
     assert len(set(pictures)) == len(pictures), "the footage has two equal pictures"
     footage = folder / "footage.h264"
     footage.write_bytes(b"".join(units))
-    each = -(-kills // len(UPLINKS))
+    each, give_up_s = -(-kills // len(UPLINKS)), time.monotonic() + at_most_s
     lanes, running, others = {}, [], []
     for number, (name, rate) in enumerate(UPLINKS.items()):
         for live in (True, False):
@@ -228,7 +230,7 @@ def steal_often(folder: Path, models: Path, *, kills: int, seed: int) -> dict[tu
             lanes[name, live] = made
     for (_, live), lane in lanes.items():
         is_over: Callable[[Tally], bool] = (
-            (lambda tally: len(tally.thefts) >= each or bool(tally.wrong))
+            (lambda tally: len(tally.thefts) >= each or bool(tally.wrong) or time.monotonic() > give_up_s)
             if live
             else (lambda _: not any(thread.is_alive() for thread in running))
         )
@@ -300,6 +302,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="in events, of all speeds together")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--at-most-s", type=float, default=1e9, help="no further kill after so long")
     parser.add_argument("--quick", action="store_true", help="2 kills at each speed")
     options = parser.parse_args()
     kills = 2 * len(UPLINKS) if options.quick else options.kills
@@ -307,7 +310,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="theft-") as name:
         models = install_models(Path(name) / "models")
         find_graph(WEIGHTS, models)
-        tallies = steal_often(Path(name), models, kills=kills, seed=options.seed)
+        tallies = steal_often(Path(name), models, kills=kills, seed=options.seed, at_most_s=options.at_most_s)
     head = f"{100 * busy:.0f} % of the machine was busy with other things before; {machine()}"
     newest = {name: [theft.newest_view_s for theft in tally.thefts] for (name, live), tally in tallies.items() if live}
     lines = ["## A thief takes the camera", "", head, "", *report(tallies)]
