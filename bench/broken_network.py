@@ -3,8 +3,10 @@
     python -m bench.broken_network [--rounds 5] [--alerts 5]
 
 Each round of each network is a process of its own, so that nothing is known of the server at its first alert, which is
-offered at once. The networks take turns. Dead addresses are sockets on loopback that answer nothing; the name has
-them first, and the S3 stand-in's address last. The name servers need root: they are left out without it.
+offered at once. botocore's descriptions of AWS are read before, as a daemon has done long before its first alert: on a
+busy machine that takes seconds, whatever the network. The networks take turns. Dead addresses are sockets on loopback
+that answer nothing; the name has them first, and the S3 stand-in's address last. The name servers need root: they are
+left out without it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import ROOT, busy_share, spread, table, write_section
+from guardianberry.upload.s3 import S3
 from guardianberry.upload.uploader import Uploader
 from tests.broken_network import NAME_SERVER, SILENT_NAME_SERVER, BlackHole, in_own_namespace, use_name_servers
 from tests.s3_server import environment
@@ -104,7 +107,9 @@ def run_one(network: str, alerts: int) -> None:
             assert s3.stdout is not None
             port = int(s3.stdout.readline())
             holes = resolve_localhost_to(DEAD[network], port) if network in DEAD else []
-            os.environ |= environment(f"http://localhost:{port}")
+            os.environ |= environment(f"http://127.0.0.1:{port}")
+            S3(server_side_encryption=None).prepare()
+            os.environ["AWS_ENDPOINT_URL_S3"] = f"http://localhost:{port}"
             found = latencies_s(folder, alerts)
             for hole in holes:
                 hole.close()
