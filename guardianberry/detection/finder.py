@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+WHOLES_BEFORE_CROP = 2  # without anybody: a crop must not take the turn in which the whole frame shows who comes in
 CROPS_IN_A_ROW = 3
+CROP_CONFIDENCE = 0.4  # enlarged, parts of cars and of trees score above CONF_THRES
 
 
 class PeopleFinder:
     """Give it every frame, in order. For one thread.
 
-    Where the whole frame shows nobody and something small moves, the next inference is for a crop around it, and while
-    crops show somebody, `CROPS_IN_A_ROW` of them are followed by one of the whole frame. So small people are found at
-    no more cost, and a crop that shows nobody delays the whole frame by one inference.
+    Where the whole frame has shown nobody `WHOLES_BEFORE_CROP` times and something small moves, the next inference is
+    for a crop around it, and while crops show somebody, `CROPS_IN_A_ROW` of them are followed by one of the whole
+    frame. So small people are found at no more cost, and a crop delays the whole frame by one inference.
     """
 
     def __init__(self, detector: Detector, *, inference_at_least_every_s: float, ignore_zones: Sequence[Zone]) -> None:
@@ -39,7 +41,9 @@ class PeopleFinder:
         self._zones = ignore_zones
         self._last_person: Person | None = None
         self._crops_in_a_row = 0
-        self._found = True  # by the last inference: the first one is for the whole frame
+        self._wholes_in_a_row = 0  # without anybody
+        self._found = True  # by the last inference
+        self._last_found_by_crop = False  # the last time somebody was found
         self._turn = 0
         self._camera_launches = 0
         self._view_lost = ""
@@ -74,10 +78,14 @@ class PeopleFinder:
         height_px, width_px = frame.bgr.shape[:2]
         crop = self._crop(width_px, height_px, frame.arrival_s)
         people = self.detector.find_people(frame.bgr, crop)
+        if crop:
+            people = [person for person in people if person.confidence >= CROP_CONFIDENCE]
         people = outside(self._zones, people, width_px, height_px)
         counting = self._still.people_who_count(people, self._gate.small, width_px, frame.arrival_s)
         self._crops_in_a_row = self._crops_in_a_row + 1 if crop else 0
         self._found = bool(counting)
+        self._last_found_by_crop = bool(crop) if counting else self._last_found_by_crop and not crop
+        self._wholes_in_a_row = 0 if crop or counting else self._wholes_in_a_row + 1
         if counting:
             self._last_person = counting[0]
         elif crop:
@@ -90,8 +98,11 @@ class PeopleFinder:
     def _crop(self, width_px: int, height_px: int, time_s: float) -> Region | None:
         """The part of the frame that is due for an inference; None for the whole."""
         boxes = self._movers.find(self._gate.small, time_s, width_px)
-        is_whole_due = not self._found if self._crops_in_a_row else self._found
-        if is_whole_due or self._crops_in_a_row >= CROPS_IN_A_ROW:
+        if self._crops_in_a_row:
+            is_due = self._found and self._crops_in_a_row < CROPS_IN_A_ROW
+        else:
+            is_due = self._wholes_in_a_row >= WHOLES_BEFORE_CROP or (self._last_found_by_crop and not self._found)
+        if not is_due:
             return None
         input_width_px = self.detector.input_width_px
         if self._last_person is not None:
