@@ -165,6 +165,19 @@ def test_what_belongs_to_another_user_is_a_failure(program):
     assert f"sudo chown 0 {program}/models/a.xml" in finding.advice
 
 
+@needs_root
+@pytest.mark.parametrize("name", ["env/bin/python", "guardianberry/armed.py"])
+def test_what_a_link_in_the_program_leads_to_counts(program, name):
+    (program / name).parent.mkdir(exist_ok=True)
+    theirs = program.parent / "theirs"
+    theirs.touch()
+    os.chown(theirs, ANOTHER_USER, ANOTHER_USER)
+    (program / name).symlink_to(theirs)
+    (finding,) = check_permissions(program, program / "env")
+    assert finding.level == "FAIL"
+    assert f"sudo chown 0 {theirs}" in finding.advice
+
+
 def test_a_closed_folder_protects_what_is_in_it(program):
     (program / "env/lib/cv2.so").chmod(0o666)
     (program / "env").chmod(0o700)

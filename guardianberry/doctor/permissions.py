@@ -18,10 +18,11 @@ _EXAMPLES = 3
 def check_permissions(folder: Path, env: Path) -> Iterator[Finding]:
     """The program in `folder`, its `env` and the folders that they are in: nobody else may write there."""
     roots = {folder, *(path.resolve() for path in (folder, env, folder / "models"))}
-    parents = {parent for root in roots for parent in root.parents}
+    inside = [path for root in sorted(roots) for path in _tree(root)]
+    targets = {Path(os.path.realpath(path)) for path in inside if path.is_symlink()}  # env/bin/python, say
+    parents = {parent for path in roots | targets for parent in path.parents}
     found = [path for path in sorted(parents) if is_writable_by_others(path, sticky_is_safe=True)]
-    for root in sorted(roots):
-        found += [path for path in _tree(root) if is_writable_by_others(path)]
+    found += [path for path in (*inside, *sorted(targets)) if is_writable_by_others(path)]
     found = list(dict.fromkeys(found))
     if not found:
         yield ok("permissions", "nobody else can change the program")
