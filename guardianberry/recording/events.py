@@ -213,12 +213,13 @@ class EventFiles:
     def _save_best(self) -> None:
         """Write the best pictures of the events that ended. Raises OSError; they are then tried again."""
         while self._best:
-            event, best = self._best[0]
+            event, best = first = self._best[0]
             confidence = round(100 * max(best.confidences))
             name = BestName(event.name.recording_start_time, confidence, event.name.width, event.name.height)
             file_name = self._clock.hold(name, event.time_s) if event.is_held else name.encode()
             write_atomically(self._videos.path / file_name, alert_jpeg(best.frame.bgr, best.people))
-            self._best.popleft()
+            if self._best[0] is first:  # else it has made place for a newer one meanwhile
+                self._best.popleft()
             self._uploader.sweep_soon()
 
     def _clip_finished(self, path: Path) -> None:
