@@ -184,7 +184,8 @@ def test_without_a_network_nothing_is_lost_and_the_loop_never_notices(tmp_path, 
     """First connections are taken and never answered, so that every time-out runs its course; then they are refused."""
     with FaultyProxy() as black_hole:
         black_hole.silent = True
-        env = environment(black_hole.url) | camera(tmp_path, SCENE, start_s="4")
+        control = tmp_path / "control"
+        env = environment(black_hole.url) | camera(tmp_path, SCENE, start_s="4", control=str(control))
         daemon = Daemon(tmp_path, models, env=env, arguments=("-v",), **SHORT_EVENTS, **buckets).start()
         try:
             daemon.wait_for_log(r"event \d+", timeout_s=90)
@@ -196,9 +197,13 @@ def test_without_a_network_nothing_is_lost_and_the_loop_never_notices(tmp_path, 
     with daemon:
         daemon.wait_for_log("clip finished", count=3, timeout_s=120)
         daemon.wait_for_log("uploads of .* fail: S3 cannot be reached")
+        control.write_text("dies,no-camera")  # so that no further event comes between those whose order is compared
+        daemon.wait_for_log("no camera found")
+        daemon.wait_until(lambda: not [n for n in daemon.pending() if "/." in n], "a file is not finished")
         time.sleep(6)  # the alert lane hands the last image over to the sweep
         waiting = [name.partition("/")[2] for name in daemon.pending() if "/." not in name]
-        images = [name for name in waiting if name.endswith(".jpg")]
+        bests = [name for name in waiting if name.endswith(".best.jpg")]
+        images = [name for name in waiting if name.endswith(".jpg") and name not in bests]
         assert len(images) >= 3
 
         with FaultyProxy(s3.port, port=black_hole.port):
@@ -208,7 +213,9 @@ def test_without_a_network_nothing_is_lost_and_the_loop_never_notices(tmp_path, 
     assert code == 0
     order = re.findall(r"(\d+-\S+): uploaded", daemon.log)
     videos = [name for name in waiting if name.endswith(".mp4")]
-    assert order == [images[-1], *images[:-1], *videos], "newest image, images oldest first, videos oldest first"
+    assert order == [images[-1], *images[:-1], *bests, *videos], (
+        "newest image, images, best pictures, videos, oldest first"
+    )
     assert not daemon.pending()
 
 
