@@ -126,7 +126,7 @@ class Queue:
         return min((queued.name.recording_start_time for queued in firsts), default=None)
 
     def files(self, closed: set[MediaType], wake: threading.Event) -> Iterator[QueuedFile]:
-        """Each queued file once: the newest image, the other images, the videos, but none of a `closed` media type.
+        """Each queued file once: the newest image, other images, best pictures, videos; none of a `closed` media type.
 
         Files that failed less often go first, then older ones. When `wake` is set in between, the folders are read
         again, so that a new image is the next one. Then, and when S3 has recovered, it is set again at the end: a new
@@ -147,7 +147,8 @@ class Queue:
                 new = wake.is_set()
                 if self._recovered.is_set():  # what failed meanwhile goes in its usual order again
                     self._recovered.clear()
-                    order.sort(key=lambda file: (isinstance(file.name, VideoName), *self._rank(file)))
+                    media_types = (self._images, self._bests, self._videos)
+                    order.sort(key=lambda file: (media_types.index(file.media_type), *self._rank(file)))
                     woken = True
                 woken = woken or new
         if woken:
