@@ -16,7 +16,7 @@ SIZES_PX = {256: 0.3, 320: 0.55, 416: 0.15}  # side of the square pictures: shar
 BATCH_PX = 8 * 320 * 320  # pixels a batch
 MOSAIC_SHARE = 0.2
 NOBODY_SOURCES = ("nro", "ncm", "nsc", "nim", "nra")  # end of the name; nobody in them
-OFTEN = {"nim": 8, "nra": 8, "ncm": 3, "nsc": 3}  # few pictures of animals and things: drawn so many times as often
+OFTEN = {"nim": 20, "nra": 20, "ncm": 3, "nsc": 3}  # few pictures of animals and things: drawn so many times as often
 NIGHT_HELD_OUT_EVERY = 8
 DEGRADE_REAL_SHARE = 0.25  # real night pictures that the student sees made worse
 
@@ -42,7 +42,7 @@ class Kind(enum.Enum):
 
 # Of 16 pictures. Where a picture shows too little, the student learns how often somebody is there: as often as not.
 SHARES = {
-    Kind.NIGHT_PEOPLE: 4.5, Kind.NIGHT_NOBODY: 3.5, Kind.REAL_PEOPLE: 2, Kind.REAL_NOBODY: 2, Kind.DAY_PEOPLE: 2,
+    Kind.NIGHT_PEOPLE: 4, Kind.NIGHT_NOBODY: 5, Kind.REAL_PEOPLE: 1.5, Kind.REAL_NOBODY: 1.5, Kind.DAY_PEOPLE: 2,
     Kind.DAY_NOBODY: 2,
 }  # fmt: skip
 
