@@ -230,9 +230,10 @@ def test_sigterm_in_mid_clip_keeps_the_clip(tmp_path, models):
     assert code == 0, daemon.log
     assert took_s < 5
     assert not Path(f"/proc/{camera_pids[-1]}").exists(), "the camera was left running"
-    (image, video) = daemon.pending()
+    (image, *best, video) = sorted(daemon.pending(), key=lambda name: (name[:7], name.endswith(".mp4")))
     assert image.startswith("images/1")
     assert video.startswith("videos/1")
+    assert all(name.endswith(".best.jpg") for name in best)
     frames, duration_s, first_is_key = decode(daemon.folder / video)
     assert first_is_key
     assert frames >= 15

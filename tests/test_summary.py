@@ -35,9 +35,11 @@ class FakeUploader:
 # The line of the day
 
 
-def log_if_due(summary: DailySummary, now_s: float, *, events: int = 0, relaunches: int = 0) -> None:
+def log_if_due(
+    summary: DailySummary, now_s: float, *, events: int = 0, relaunches: int = 0, still_things: int = 0
+) -> None:
     """And wait for the thread that writes the line."""
-    summary.log_if_due(now_s, events=events, relaunches=relaunches)
+    summary.log_if_due(now_s, events=events, relaunches=relaunches, still_things=still_things)
     for thread in threading.enumerate():
         if thread.name == "summary":
             thread.join(10)
@@ -46,10 +48,11 @@ def log_if_due(summary: DailySummary, now_s: float, *, events: int = 0, relaunch
 def test_the_line_tells_the_totals_since_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     uploads = FakeUploader(images=12, videos=1, failed_tries=3, worst_alert_latency_s=2.34)
-    log_if_due(DailySummary(tmp_path, uploads, now_s=-2.5 * DAY_S), 0, events=13, relaunches=1)
+    log_if_due(DailySummary(tmp_path, uploads, now_s=-2.5 * DAY_S), 0, events=13, relaunches=1, still_things=2)
     assert re.sub(r"\d+\.\d GB", "12.3 GB", caplog.messages[0]) == (
         "since the start, 2 days ago: 13 events; 12 images and 1 video uploaded, 1 and 2 queued, 3 failed tries;"
-        " slowest alert 2.3 s after its frame; camera relaunched 1 time; 12.3 GB free"
+        " slowest alert 2.3 s after its frame; camera relaunched 1 time; 2 still things that look like people;"
+        " 12.3 GB free"
     )
 
 

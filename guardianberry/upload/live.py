@@ -95,18 +95,23 @@ class LiveLane:
         self._clip: LiveClip | None = None
         self._thread: threading.Thread | None = None
 
-    def begin(self, event_id: int, descriptor: int, picture: Callable[[], bytes | None]) -> LiveClip:
-        """Upload this clip from now on, until it ends. The lane closes the descriptor. Raises RuntimeError."""
-        clip = LiveClip(event_id, descriptor, picture)
+    def start(self) -> None:
+        """Start the thread, unless it runs. Raises RuntimeError where the machine has no more threads."""
         with self._changed:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="live", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:
-                    os.close(descriptor)
-                    raise
+                thread.start()
                 self._thread = thread
+
+    def begin(self, event_id: int, descriptor: int, picture: Callable[[], bytes | None]) -> LiveClip:
+        """Upload this clip from now on, until it ends. The lane closes the descriptor. Raises RuntimeError."""
+        clip = LiveClip(event_id, descriptor, picture)
+        try:
+            self.start()
+        except RuntimeError:
+            os.close(descriptor)
+            raise
+        with self._changed:
             if self._clip is not None:  # never begun: clips that follow each other within an instant
                 os.close(self._clip.descriptor)
             self._clip = clip

@@ -122,6 +122,7 @@ class Uploader:
 
     def start(self) -> None:
         self._sweeper.start()
+        self.live.start()
 
     def set_video_metadata(self, name: str, value: str) -> None:
         """For videos whose upload starts from now on."""
