@@ -59,6 +59,7 @@ def disk_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and not path.is_symlink())
 
 
+@pytest.mark.own_process
 def test_no_file_costs_more_than_a_little_memory_disk_and_time_or_the_good_clip(
     tmp_path: Path, killed: bytes, hostile: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
