@@ -119,6 +119,24 @@ def shrink(luma: Array) -> Array:
     return cv2.resize(whole, (width_px, height_px), interpolation=cv2.INTER_AREA)
 
 
+def changed_pixels(before: Array, now: Array, *, levels: float, noise_factor: float) -> Array:
+    """Which pixels of two small pictures differ, bool: by more than `levels` and than `noise_factor` median changes."""
+    difference = np.abs(cv2.blur(now - before, (3, 3)))
+    noise = float(np.median(difference[::2, ::2]))
+    return difference > max(levels, noise_factor * noise)
+
+
+def edge_strength(small: Array) -> Array:
+    return cv2.magnitude(cv2.Sobel(small, cv2.CV_32F, 1, 0), cv2.Sobel(small, cv2.CV_32F, 0, 1))
+
+
+def correlation(a: Array, b: Array, *, of_flat: float) -> float:
+    """Of two pictures, -1 to 1; `of_flat` where one of them is uniform."""
+    a, b = a - a.mean(), b - b.mean()
+    norm = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
+    return float((a * b).sum()) / norm if norm else of_flat
+
+
 def _middle(picture: Array) -> float:
     """About the median, from a sixteenth of the pixels."""
     return float(np.median(picture[::4, ::4]))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from guardianberry.detection.motion import changed_pixels
 from guardianberry.detection.postprocess import Array
 
 LEAST_WIDTH_PX = 160  # a smaller crop has no more detail to show
@@ -44,9 +45,8 @@ class Movers:
         self._before.append((time_s, small))
         while len(self._before) > 1 and time_s - self._before[1][0] >= COMPARED_S:
             self._before.popleft()
-        difference = np.abs(cv2.blur(small - self._before[0][1], (3, 3)))
-        noise = float(np.median(difference[::2, ::2]))
-        moving = (difference > max(CHANGE_LEVELS, NOISE_FACTOR * noise)).astype(np.uint8)
+        before = self._before[0][1]
+        moving = changed_pixels(before, small, levels=CHANGE_LEVELS, noise_factor=NOISE_FACTOR).astype(np.uint8)
         _, _, stats, _ = cv2.connectedComponentsWithStats(cv2.dilate(moving, np.ones(JOINED_PX, np.uint8)))
         scale = frame_width_px / small.shape[1]
         found = sorted((row for row in stats[1:].tolist() if row[4] >= LEAST_AREA), key=lambda row: -row[4])

@@ -19,9 +19,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
+from guardianberry.detection.motion import changed_pixels, correlation, edge_strength
 from guardianberry.detection.postprocess import Array, Person
 
 SAME_PLACE_IOU = 0.7
@@ -120,14 +120,12 @@ class StationaryFilter:
         old = before[1]
         if abs(float(small.mean()) - float(old.mean())) > LIGHT_LEVELS:
             self._light_changed_s = time_s
-            if _correlation(_edges(old), _edges(small)) < SAME_SCENE_CORRELATION:
+            if correlation(edge_strength(old), edge_strength(small), of_flat=1.0) < SAME_SCENE_CORRELATION:
                 self.forget()
                 return None
         if time_s - self._light_changed_s < LIGHT_SETTLES_S:
             return None
-        difference = np.abs(cv2.blur(small - old, (3, 3)))
-        noise = float(np.median(difference[::2, ::2]))
-        return difference > max(CHANGE_LEVELS, NOISE_FACTOR * noise)
+        return changed_pixels(old, small, levels=CHANGE_LEVELS, noise_factor=NOISE_FACTOR)
 
 
 def _kept_s(place: _Place) -> float:
@@ -149,14 +147,3 @@ def _iou(a: Sequence[float], b: Sequence[float]) -> float:
         return 0.0
     shared = width * height
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
-
-
-def _edges(small: Array) -> Array:
-    """Strength of the edges, whatever the light."""
-    return cv2.magnitude(cv2.Sobel(small, cv2.CV_32F, 1, 0), cv2.Sobel(small, cv2.CV_32F, 0, 1))
-
-
-def _correlation(a: Array, b: Array) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    norm = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
-    return float((a * b).sum()) / norm if norm else 1.0

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from guardianberry.detection.motion import correlation, edge_strength
 from guardianberry.detection.postprocess import Array
 
 LOST_AFTER_S = 60.0  # somebody who passes close to the lens is gone by then
@@ -93,8 +94,8 @@ class ViewGuard:
         """Why `now` is none of the known scenes ("" where it is one), and the known scene that is most like it."""
         if now.is_dark and (dark := next((scene for scene in self._scenes if scene.is_dark), None)):
             return "", dark
-        known = max(self._scenes, key=lambda scene: _correlation(now.edges, scene.edges))
-        if _correlation(now.edges, known.edges) < CORRELATION[self.is_lost]:
+        known = max(self._scenes, key=lambda scene: correlation(now.edges, scene.edges, of_flat=0.0))
+        if correlation(now.edges, known.edges, of_flat=0.0) < CORRELATION[self.is_lost]:
             return "covered or turned away", known
         if now.sharpness < SHARPNESS[self.is_lost] * known.sharpness:
             return "out of focus", known
@@ -116,14 +117,8 @@ class ViewGuard:
 
 def _scene_of(picture: Array) -> _Scene:
     """Strength of the edges by place, and how much of the detail is fine."""
-    strength = cv2.magnitude(cv2.Sobel(picture, cv2.CV_32F, 1, 0), cv2.Sobel(picture, cv2.CV_32F, 0, 1))
+    strength = edge_strength(picture)
     middle, coarse = cv2.GaussianBlur(picture, (0, 0), FINE_PX), cv2.GaussianBlur(picture, (0, 0), COARSE_PX)
     sharpness = float(np.abs(picture - middle).mean()) / (float(np.abs(middle - coarse).mean()) + 1e-6)
     is_dark = float(np.quantile(picture, 0.99)) < DARK_LEVELS
     return _Scene(cv2.GaussianBlur(strength, (BLUR_PX, BLUR_PX), 0), sharpness, is_dark)
-
-
-def _correlation(a: Array, b: Array) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    norm = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
-    return float((a * b).sum()) / norm if norm else 0.0
