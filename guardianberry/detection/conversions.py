@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from guardianberry.detection.openvino_model import CONVERTER_VERSION, file_sha256
-from guardianberry.files import write_atomically
+from guardianberry.disk import write_atomically
 from guardianberry.machine import read_text
 
 log = logging.getLogger(__name__)

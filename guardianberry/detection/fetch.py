@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from guardianberry.detection.child import restrict
 from guardianberry.detection.openvino_model import file_sha256
-from guardianberry.files import create, fsync_path
+from guardianberry.disk import create, fsync_path
 
 CHUNK_BYTES = 1 << 16
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guardianberry.files import fsync_path
+from guardianberry.disk import fsync_path
 
 if TYPE_CHECKING:
     import openvino

@@ -21,7 +21,7 @@ from guardianberry.detection.adapter import adapted_name, adapter_path
 from guardianberry.detection.conversions import RECORD_NAME, Conversions
 from guardianberry.detection.convert import CONVERTERS, NO_MEMORY, REFUSED
 from guardianberry.detection.openvino_model import file_sha256
-from guardianberry.files import write_atomically
+from guardianberry.disk import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from guardianberry.camera.command import answer_of, choose_sensor, find_program,
 from guardianberry.camera.modes import Sensor, mode_for, parse_sensors
 from guardianberry.camera.others import RunningCamera
 from guardianberry.camera.process import PACKAGE, CameraError, fault_of_exit
+from guardianberry.disk import write_atomically
 from guardianberry.doctor.machine import cron_lines, output_of
 from guardianberry.doctor.page import Finding, fail, ok, warn
-from guardianberry.files import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np

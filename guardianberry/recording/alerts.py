@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from guardianberry.disk import write_atomically
 from guardianberry.filenames import ImageName, with_event_id
-from guardianberry.files import write_atomically
 from guardianberry.recording.clock import Clock
 from guardianberry.recording.folder import Folder
 from guardianberry.recording.recovery import remove_parts

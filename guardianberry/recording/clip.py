@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from guardianberry.disk import fsync_path
 from guardianberry.filenames import OPEN_PREFIX, PART_PREFIX, VideoName
-from guardianberry.files import fsync_path
 from guardianberry.recording.mp4 import WRITE_ERRORS, Mp4Writer, cut_to_whole_fragments, finish_file
 from guardianberry.recording.recorder import EventFacts, Stop
 

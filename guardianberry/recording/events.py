@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from guardianberry.disk import write_atomically
 from guardianberry.filenames import BestName, ImageName, VideoName
-from guardianberry.files import write_atomically
 from guardianberry.recording.alerts import Alert, AlertImages
 from guardianberry.recording.clip import ClipWriter
 from guardianberry.recording.clock import Clock

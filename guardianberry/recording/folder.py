@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from guardianberry.disk import what_to_do, write_atomically
 from guardianberry.filenames import PART_PREFIX
-from guardianberry.files import what_to_do, write_atomically
 from guardianberry.logs import OncePerCause
 
 log = logging.getLogger(__name__)

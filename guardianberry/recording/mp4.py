@@ -19,8 +19,8 @@ import av.error
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from guardianberry.disk import fsync_path
 from guardianberry.filenames import PART_PREFIX, VideoName, free_path
-from guardianberry.files import fsync_path
 from guardianberry.mp4_boxes import read_boxes
 
 if TYPE_CHECKING:

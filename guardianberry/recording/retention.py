@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from guardianberry.disk import create
 from guardianberry.filenames import VideoName, parse, parse_held
-from guardianberry.files import create
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from guardianberry.disk import DiskThread
 from guardianberry.filenames import BestName, EventName, ImageName, VideoName, parse
-from guardianberry.files import DiskThread
 from guardianberry.logs import OncePerCause
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from guardianberry.files import DiskThread, what_to_do, write_atomically
+from guardianberry.disk import DiskThread, what_to_do, write_atomically
 from tests.mounts import read_only, small_disk
 
 
