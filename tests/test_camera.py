@@ -26,7 +26,7 @@ from guardianberry.camera import process as camera_process
 from guardianberry.camera import supervisor as camera_module
 from guardianberry.camera.command import Offer, Settings, command_line, find_program
 from guardianberry.camera.modes import mode_for, parse_sensors
-from guardianberry.camera.others import running_cameras, uid_of_other_end
+from guardianberry.camera.other_users import running_cameras, uid_of_other_end
 from guardianberry.camera.process import CameraError, CameraProcess, fault_of_exit
 from guardianberry.camera.supervisor import Camera, fault_of_stream
 from guardianberry.settings import find_problems, option_names

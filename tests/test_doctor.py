@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import detect_and_upload as script
-from guardianberry.camera.others import RunningCamera
+from guardianberry.camera.other_users import RunningCamera
 from guardianberry.detection.detector import Detector
 from guardianberry.detection.weights import BUNDLED, Setup, find_graph
 from guardianberry.doctor.check import Site, check, check_heartbeat

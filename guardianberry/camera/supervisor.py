@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from guardianberry.camera.command import Offer, Settings, ask_program, command_line, find_program
 from guardianberry.camera.decoder import Frame, UnusableStreamError
-from guardianberry.camera.others import RunningCamera, is_trusted, running_cameras, uid_of_other_end
+from guardianberry.camera.other_users import RunningCamera, is_trusted, running_cameras, uid_of_other_end
 from guardianberry.camera.process import CameraError, CameraProcess, Fault, fault_of_exit
 from guardianberry.camera.ring import Tap
 from guardianberry.camera.stream import Stream

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from guardianberry.camera.command import answer_of, choose_sensor, find_program, offers, unknown_options
 from guardianberry.camera.modes import Sensor, mode_for, parse_sensors
-from guardianberry.camera.others import RunningCamera
+from guardianberry.camera.other_users import RunningCamera
 from guardianberry.camera.process import PACKAGE, CameraError, fault_of_exit
 from guardianberry.disk import write_atomically
 from guardianberry.doctor.machine import cron_lines, output_of

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 import numpy as np
 
 from guardianberry.armed import ArmedHours
-from guardianberry.camera.others import RunningCamera, running_cameras
+from guardianberry.camera.other_users import RunningCamera, running_cameras
 from guardianberry.doctor.camera import check_camera, check_model, check_program, check_use, is_converted, save_picture
 from guardianberry.doctor.machine import (
     User,
