@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.pictures import LIGHT, LOST, Change, films, small_pictures, with_noise
 from bench.report import table, write_section
-from guardianberry.detection.view import ViewGuard
+from guardianberry.detection.lost_view import ViewGuard
 
 NORMAL_S = 180
 

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from guardianberry.detection.lost_view import ViewGuard
 from guardianberry.detection.motion import MotionGate
 from guardianberry.detection.postprocess import Person
 from guardianberry.detection.regions import Movers, Region, crop_around
 from guardianberry.detection.stationary import StationaryFilter
-from guardianberry.detection.view import ViewGuard
 from guardianberry.detection.zones import Zone, outside
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from guardianberry.detection.view import LEARNT_S, ViewGuard
+from guardianberry.detection.lost_view import LEARNT_S, ViewGuard
 
 Picture = np.ndarray
 HEIGHT_PX, WIDTH_PX = 120, 160
