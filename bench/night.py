@@ -24,7 +24,7 @@ import numpy as np
 import detect_and_upload as script
 from bench.report import ROOT, table, write_section
 from guardianberry.detection.adapter import adapted_name
-from guardianberry.detection.convert import convert_checkpoint
+from guardianberry.detection.conversion_child import convert_checkpoint
 from guardianberry.detection.detector import Detector
 from guardianberry.detection.postprocess import Letterbox
 from guardianberry.detection.weights import Graph

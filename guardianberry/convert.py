@@ -1,8 +1,8 @@
-"""`python -m guardianberry.convert`, as messages and documents name it; the converter is detection/convert.py."""
+"""A shim: `python -m guardianberry.convert`, as messages and documents name it, is detection/conversion_child.py."""
 
 import sys
 
-from guardianberry.detection.convert import main
+from guardianberry.detection.conversion_child import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -137,10 +137,10 @@ def torch_keeps_to_one_thread() -> None:
 @pytest.fixture(scope="session")
 def official(tmp_path_factory: pytest.TempPathFactory) -> tuple[Graph, list[tuple[np.ndarray, list[Person]]]]:
     """The official checkpoint as our graph; and frames with the people that torch finds in them."""
-    from guardianberry.detection import convert, yolov5
+    from guardianberry.detection import conversion_child, yolov5
 
     xml = tmp_path_factory.mktemp("official") / "graph.xml"
-    convert.convert_checkpoint(OFFICIAL_WEIGHTS, xml, half=False)
+    conversion_child.convert_checkpoint(OFFICIAL_WEIGHTS, xml, half=False)
     model = yolov5.load_checkpoint(OFFICIAL_WEIGHTS)
     return Graph(xml, OFFICIAL_WEIGHTS.name), [(frame, torch_people(model, frame)) for frame in clip_frames()]
 
@@ -177,7 +177,7 @@ def lively(tmp_path_factory: pytest.TempPathFactory) -> tuple[Graph, Any]:
     """A random network of 80 classes that, wherever it sees a person, is yet surer of class 7."""
     import torch
 
-    from guardianberry.detection import convert
+    from guardianberry.detection import conversion_child
     from tests import networks
 
     model = networks.network()
@@ -188,7 +188,7 @@ def lively(tmp_path_factory: pytest.TempPathFactory) -> tuple[Graph, Any]:
             bias[:, 5 + 7] = bias[:, 5] + 2
     xml = tmp_path_factory.mktemp("lively") / "graph.xml"
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    convert.export(model, xml, model_name="lively.pt")
+    conversion_child.export(model, xml, model_name="lively.pt")
     whole = networks.network()
     whole.load_state_dict(weights)
     return Graph(xml, "lively.pt"), whole.eval()
@@ -220,13 +220,13 @@ def test_person_is_kept_where_another_class_scores_higher(lively: tuple[Graph, A
 
 
 def test_single_class_network_scores_by_objectness_alone(tmp_path: Path) -> None:
-    from guardianberry.detection import convert
+    from guardianberry.detection import conversion_child
     from tests import networks
 
     model = networks.network(nc=1)
     for head in model.detect.m:
         head.bias.data += 5.0
-    convert.export(model, tmp_path / "own.xml", model_name="own.pt", half=True)
+    conversion_child.export(model, tmp_path / "own.xml", model_name="own.pt", half=True)
     detector = Detector(Graph(tmp_path / "own.xml", "own.xml"), frame_width_px=160, frame_height_px=96, **THRESHOLDS)
     people = detector.find_people(noise(96, 160))
     assert people

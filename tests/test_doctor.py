@@ -41,11 +41,11 @@ BERRY = User(1000, "berry", "in session")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with a small network in it, ready for use."""
     pytest.importorskip("torch")
-    from guardianberry.detection import convert
+    from guardianberry.detection import conversion_child
     from tests.networks import network
 
     models = tmp_path_factory.mktemp("models")
-    convert.export(network(nc=1), models / "tiny.xml", model_name="tiny.xml")
+    conversion_child.export(network(nc=1), models / "tiny.xml", model_name="tiny.xml")
     for name in ("tiny.xml", "tiny.bin"):
         shutil.copy(models / name, models / name.replace("tiny", Path(BUNDLED).stem))
     find_graph("tiny.xml", models)

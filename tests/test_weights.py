@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from guardianberry.detection import convert
+from guardianberry.detection import conversion_child
 from guardianberry.detection import openvino_model as graphs
 from guardianberry.detection import weights as weights_module
 from guardianberry.detection.detector import Detector
@@ -79,7 +79,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests import networks
 
     path = tmp_path_factory.mktemp("exported") / "own.xml"
-    convert.export(networks.network(nc=1), path, model_name="own.pt", half=True)
+    conversion_child.export(networks.network(nc=1), path, model_name="own.pt", half=True)
     return path
 
 
@@ -314,7 +314,7 @@ def test_truncated_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> No
     body = checkpoint.read_bytes()
     (tmp_path / "short.pt").write_bytes(body[: len(body) // 2])
     with pytest.raises(CheckpointError, match=r"short.pt cannot be used: .+ Use an official"):
-        convert.convert_checkpoint(tmp_path / "short.pt", tmp_path / "short.xml", half=False)
+        conversion_child.convert_checkpoint(tmp_path / "short.pt", tmp_path / "short.xml", half=False)
     assert not (tmp_path / "short.xml").exists()
 
 
@@ -346,7 +346,7 @@ def test_computer_without_torch_is_told_what_to_do(models: Path) -> None:
     (models / "own.pt").write_bytes(b"weights")
     statement = (
         "import sys; sys.modules['torch'] = None; "
-        "from guardianberry.detection.convert import main; sys.exit(main(sys.argv[1:]))"
+        "from guardianberry.detection.conversion_child import main; sys.exit(main(sys.argv[1:]))"
     )
     with pytest.raises(UnavailableError, match=r"ModuleNotFoundError: .*torch.* What to do"):
         find_graph("own.pt", models, converter=(sys.executable, "-c", statement))
@@ -424,7 +424,7 @@ def test_a_conversion_that_died_is_tried_again_when_something_changed(
         if change == "weights":
             (models / "own.pt").write_bytes(b"others")
         elif change == "memory":
-            monkeypatch.setattr("guardianberry.detection.conversions.read_text", lambda _: "MemTotal: 123 kB\n")
+            monkeypatch.setattr("guardianberry.detection.conversion_record.read_text", lambda _: "MemTotal: 123 kB\n")
         elif change == "packages":
             monkeypatch.setattr("importlib.metadata.version", lambda _: "99")
         else:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from guardianberry.detection.adapter import Adapter, write_adapter
-from guardianberry.detection.convert import adapt
+from guardianberry.detection.conversion_child import adapt
 from guardianberry.detection.openvino_model import file_sha256
 from guardianberry.detection.yolov5 import Model, keep_person_only, load_checkpoint
 

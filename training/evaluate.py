@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from guardianberry.detection.convert import convert_checkpoint
+from guardianberry.detection.conversion_child import convert_checkpoint
 from guardianberry.detection.detector import Detector
 from guardianberry.detection.weights import Graph
 from training.augment import letterbox

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from guardianberry.detection.convert import export
+from guardianberry.detection.conversion_child import export
 from guardianberry.detection.openvino_model import file_sha256
 from guardianberry.detection.yolov5 import Model, build
 

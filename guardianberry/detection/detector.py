@@ -1,4 +1,4 @@
-"""Frame in, people out: YOLOv5's letterbox, decoding and non-maximum suppression around a graph made by `convert`.
+"""Frame in, people out: YOLOv5's letterbox, decoding and non-maximum suppression around a graph.
 
 Only `OpenVinoRuntime` knows OpenVINO; another runtime implements `Runtime`.
 """

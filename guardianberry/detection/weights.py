@@ -1,8 +1,8 @@
 """From WEIGHTS, a file name, to a graph that the detector can load.
 
-Each file is converted once, in a child process (see convert.py and conversions.py). The graph is kept in `.cache/`
-beside the file, under the sha256 of its source: a changed file or a newer converter gets a graph of its own. On a
-normal start this module reads and hashes a few files, and imports neither torch nor OpenVINO nor urllib.
+A file that is missing is downloaded (download_child.py), and each one is converted once (conversion_child.py). The
+graph is kept in `.cache/` beside the file, under the sha256 of its source: a changed file or a newer converter gets a
+graph of its own. On a normal start this module hashes a few files, and imports neither torch nor OpenVINO nor urllib.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from guardianberry.detection import child
 from guardianberry.detection.adapter import adapted_name, adapter_path
-from guardianberry.detection.conversions import RECORD_NAME, Conversions
-from guardianberry.detection.convert import CONVERTERS, NO_MEMORY, REFUSED
+from guardianberry.detection.conversion_child import CONVERTERS, NO_MEMORY, REFUSED
+from guardianberry.detection.conversion_record import RECORD_NAME, Conversions
 from guardianberry.detection.openvino_model import file_sha256
 from guardianberry.disk import write_atomically
 
@@ -136,8 +136,8 @@ class Search:
             )
         url, sha256 = setup.release_url + source.name, setup.official_sha256[source.name]
         log.info("%s is not in %s/; downloading it once from %s", source.name, source.parent, url)
-        command = [sys.executable, "-m", "guardianberry.detection.fetch", url, str(source.absolute()), sha256 or "-"]
-        command += [str(setup.max_download_bytes), str(setup.silence_limit_s)]
+        command = [sys.executable, "-m", "guardianberry.detection.download_child", url, str(source.absolute())]
+        command += [sha256 or "-", str(setup.max_download_bytes), str(setup.silence_limit_s)]
         ended = self._run(command, DOWNLOAD_LIMIT_S, DOWNLOAD_VARIABLES)
         source.with_name(f".{source.name}.part").unlink(missing_ok=True)
         if ended.code != 0 or not source.is_file():

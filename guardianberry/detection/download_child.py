@@ -1,6 +1,6 @@
 """The download child: fetches one file over HTTPS, checks it, and renames it into place when it is complete.
 
-    python -m guardianberry.detection.fetch URL TARGET SHA256|- MAX_BYTES SILENCE_LIMIT_S
+    python -m guardianberry.detection.download_child URL TARGET SHA256|- MAX_BYTES SILENCE_LIMIT_S
 
 It is a separate process because name look-ups have no timeout: SIGALRM ends it after SILENCE_LIMIT_S without a byte,
 and its parent may kill it at any time. Exit code 0: TARGET is complete. Otherwise the last line on stderr says why.
