@@ -119,6 +119,16 @@ def make_detector(graph: Graph | None = None) -> Detector:
     )
 
 
+def make_first_detector(preparation: Preparation) -> Detector:
+    """Of WEIGHTS, or of the bundled model until they are ready. Raises WeightsError."""
+    from guardianberry.detection.detector import advice_if_slow
+
+    detector = make_detector(preparation.first_graph())
+    if advice := advice_if_slow(detector.measure_ms()):
+        log.warning("%s", advice)
+    return detector
+
+
 def take_prepared_weights(preparation: Preparation, uploader: Uploader) -> Detector | None:
     """The detector of WEIGHTS, once, if the daemon started with the bundled model and WEIGHTS are ready now."""
     from guardianberry.detection.weights import WeightsError
@@ -211,13 +221,10 @@ def make_heartbeat(
 
 def run(folder: Path, stop: threading.Event, at_the_end: ExitStack, *, demo: bool = False) -> None:
     """Guard until `stop` is set. Files go to `folder`/videos and `folder`/images; the loop itself touches no disk."""
-    from guardianberry.detection.detector import advice_if_slow
     from guardianberry.detection.preparation import Preparation
 
     preparation = Preparation(WEIGHTS, HERE / "models", stop=stop)
-    detector = make_detector(preparation.first_graph())
-    if advice := advice_if_slow(detector.measure_ms()):
-        log.warning("%s", advice)
+    detector = make_first_detector(preparation)
     clock = Clock(wait_s=0 if demo else CLOCK_WAIT_S, is_synchronised=system_clock_is_synchronised)
     uploader = make_uploader(folder, clock, detector.model_name)
     events = make_event_files(folder, clock, uploader)
@@ -240,8 +247,7 @@ def run(folder: Path, stop: threading.Event, at_the_end: ExitStack, *, demo: boo
             events.stop(stopped)
         events.check()
         finder.detector = take_prepared_weights(preparation, uploader) or finder.detector
-        counts = {"events": events.started, "relaunches": camera.relaunches, "still_things": finder.still_things}
-        summary.log_if_due(clock.monotonic(), **counts)
+        summary.log_if_due(clock.monotonic(), events.started, camera.relaunches, finder.still_things)
 
         # Wait: for a new frame
         frame = camera.newest_frame(timeout_s=LOOP_TICK_S, after_number=last_number, stop=stop)
@@ -261,16 +267,13 @@ def run(folder: Path, stop: threading.Event, at_the_end: ExitStack, *, demo: boo
         inference = Inference(frame.arrival_s, scores, finder.detector.last_ms, frame, people)
         heartbeat.note_inference(frame.arrival_s, view_lost=finder.view_is_lost)
 
-        # Decide
-        action = recorder.step(inference)
-
-        # Act
-        match action:
+        # Decide, and act
+        match recorder.step(inference):
             case Start(first):
                 events.start(first, camera.open_tap(first.time_s), recorder.facts())
             case Alert(first):
                 events.alert(first)
-            case Stop():
+            case Stop() as action:
                 events.stop(action)
             case None if recorder.recording:
                 events.note(recorder.facts(), inference)

@@ -24,7 +24,7 @@ class DailySummary:
         self._start_s = now_s
         self._days = 0
 
-    def log_if_due(self, now_s: float, *, events: int, relaunches: int, still_things: int = 0) -> None:
+    def log_if_due(self, now_s: float, events: int, relaunches: int, still_things: int) -> None:
         """`now_s` on the monotonic clock; the counts since the start of the process."""
         days = int((now_s - self._start_s) / DAY_S)
         if days <= self._days:

@@ -87,7 +87,7 @@ def test_a_disk_that_hangs_does_not_hold_up_the_loop(tmp_path: Path) -> None:
             return Pending(1, 2)
 
     summary = DailySummary(tmp_path, HangingUploader(), now_s=-DAY_S)
-    summary.log_if_due(0, events=0, relaunches=0)
+    summary.log_if_due(0, events=0, relaunches=0, still_things=0)
     assert any(thread.name == "summary" for thread in threading.enumerate())
     answer.set()
 
