@@ -67,10 +67,18 @@ def latency(found: dict[str, Any]) -> Iterator[list[str]]:
         ]
 
 
+def theft(found: dict[str, Any]) -> Iterator[list[str]]:
+    for uplink in ("4 Mbit/s", "300 kbit/s"):
+        ages_s = found["newest_view_s"][uplink]
+        what = f"camera taken in mid-event, {uplink} up: newest view in S3, the worst of {len(ages_s)} kills"
+        yield [what, f"{max(ages_s):.1f} s before", "", ""]
+
+
 def recording(found: dict[str, Any]) -> Iterator[list[str]]:
-    for video, ratios in found["ratios"].items():
-        for how, ratio in ratios.items():
-            yield [f"CPU of recording {video}", "packets copied", how, f"{ratio:.0f}"]
+    clips = list(found["ratios"].values())
+    for how in clips[0]:
+        worst = min(ratios[how] for ratios in clips)
+        yield [f"CPU of recording, the worst of {len(clips)} clips", "packets copied", how, f"{worst:.0f}"]
 
 
 def startup(found: dict[str, Any]) -> Iterator[list[str]]:
@@ -79,7 +87,8 @@ def startup(found: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def main() -> None:
-    makers = {"latency": latency, "daemon": daemon, "inference": inference, "recording": recording, "startup": startup}
+    makers = {"latency": latency, "theft": theft, "daemon": daemon, "inference": inference, "recording": recording}
+    makers |= {"startup": startup}
     rows = [row for name, make in makers.items() if (found := facts(name)) for row in make(found)]
     write_section("summary", table(HEAD, rows))
 

@@ -121,7 +121,7 @@ def freeze_statistics(model: Model) -> None:
 
 
 class Adaptation:
-    """The state of one run: `step` per batch, `progress` 0 to 1 by time."""
+    """The state of one run: `step` per batch, `progress` 0 to 1 by CPU time, so that a run may be paused."""
 
     def __init__(self, official: Path, *, minutes: float, rate: float, start: Path | None = None) -> None:
         self.seconds, self.rate = minutes * 60, rate
@@ -134,11 +134,11 @@ class Adaptation:
         freeze_statistics(self.model)
         self.average = Average(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=rate, weight_decay=0.0, fused=True)
-        self.batches_done, self.begun_s = 0, time.monotonic()
+        self.batches_done, self.begun_s = 0, time.process_time()
 
     @property
     def progress(self) -> float:
-        return min((time.monotonic() - self.begun_s) / self.seconds, 1.0)
+        return min((time.process_time() - self.begun_s) / self.seconds, 1.0)
 
     def step(self, batch: Batch) -> tuple[float, float, float]:
         """One batch into the weights; returns score, box and feature loss."""
@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--run", type=Path, default=Path("training/runs/night"), help="folder to write to")
     add("--cache", type=Path, default=Path("training/runs/cache"), help="folder for decoded images")
     add("--start", type=Path, help="last.pt of an earlier run, to go on from in a new schedule")
-    add("--minutes", type=float, default=50, help="length of the schedule")
+    add("--minutes", type=float, default=50, help="length of the schedule, of CPU time")
     add("--rate", type=float, default=RATE, help="learning rate at its peak")
     add("--all-labels", action="store_true", help="labels of day pictures count at night, not the teacher alone")
     add("--seed", type=int, default=1)
