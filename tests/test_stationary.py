@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from guardianberry.detection.stationary import REMEMBERED_S, STILL_S, Stationary
 WIDTH_PX, SCALE = 640, 4
 COAT = (100.0, 100.0, 180.0, 300.0)
 DOOR = (400.0, 100.0, 480.0, 300.0)
+NEAR = (180.0, 48.0, 440.0, 480.0)
 
 
 class Room:
@@ -28,8 +31,17 @@ class Room:
         self.light = 1.0
         self.turned = False
 
-    def see(self, seconds: float, *boxes: tuple[float, ...], walks_at: tuple[float, ...] | None = None) -> list[int]:
-        """How many count, inference for inference, 5 a second. Somebody walks to and fro in the box `walks_at`."""
+    def see(
+        self,
+        seconds: float,
+        *boxes: tuple[float, ...],
+        walks_at: tuple[float, ...] | None = None,
+        near_width_px: Callable[[int], int] | None = None,
+    ) -> list[int]:
+        """How many count, inference for inference, 5 a second.
+
+        Somebody walks to and fro in the box `walks_at`; somebody stands near the camera in light clothes.
+        """
         counts = []
         for step in range(round(5 * seconds)):
             self.time_s += 0.2
@@ -38,6 +50,8 @@ class Room:
             if walks_at is not None:
                 left = int(walks_at[0] / SCALE) + step % 7
                 small[25:75, left : left + 24] = self._person
+            if near_width_px is not None:
+                small[12:, 45 : 45 + near_width_px(step)] = 250
             small = small * np.float32(self.light) + self._noise.normal(0, 1, small.shape).astype(np.float32)
             people = [Person(*box, 0.5) for box in boxes]
             counts.append(len(self.filter.people_who_count(people, small, WIDTH_PX, self.time_s)))
@@ -69,6 +83,21 @@ def test_who_comes_in_and_then_stands_still_counts_long_enough_for_an_event():
     room = Room()
     room.see(5, DOOR, walks_at=DOOR)
     assert set(room.see(STILL_S - 1.5, DOOR)) == {1}
+
+
+def test_somebody_large_counts_each_time_although_the_picture_becomes_lighter():
+    """In the same pose at the same place, which changes the mean of the picture as a lamp does."""
+    room, counts = Room(), []
+    for _ in range(6):
+        room.see(2.8)
+        counts += room.see(1.2, NEAR, near_width_px=lambda _: 60)
+    assert set(counts) == {1}
+
+
+def test_somebody_near_the_camera_who_leans_to_and_fro_counts_all_the_time():
+    room = Room()
+    room.see(3)
+    assert set(room.see(60, NEAR, near_width_px=lambda step: (60, 64, 68, 72, 68, 64)[step % 6])) == {1}
 
 
 def test_it_is_remembered_although_the_network_loses_it_for_an_hour():

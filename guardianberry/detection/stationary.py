@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from guardianberry.detection.motion import changed_pixels, correlation, edge_strength
@@ -37,8 +38,10 @@ NOISE_FACTOR = 6.0
 # Share of the box's area that must have changed, and never less than so many small pixels.
 CHANGED_SHARE = 0.01
 CHANGED_LEAST = 2
-# The whole picture is lighter or darker by this much: a lamp. Motion cannot be told from shadows for a moment.
+# The picture is lighter or darker by this much, and most of its pixels changed (the median): a lamp. Motion cannot be
+# told from shadows for a moment. Somebody large and near changes the mean alone.
 LIGHT_LEVELS = 4.0
+LIGHT_MEDIAN_LEVELS = 2.0
 LIGHT_SETTLES_S = 2.0
 # Correlation of the edges before and after a change of light. Below it the camera shows another picture.
 SAME_SCENE_CORRELATION = 0.4
@@ -82,8 +85,9 @@ class StationaryFilter:
         scale = small.shape[1] / frame_width_px
         self._places = [place for place in self._places if time_s - place.seen_s < _kept_s(place)]
         # A known place stays still although the network loses it: motion there is followed without a detection too.
+        # While the light changes, a known place stays known, and no other place becomes still.
         for place in self._places:
-            if changed is not None and _moves(changed, place.box, scale):
+            if _moves(changed, place.box, scale) if changed is not None else not place.known_still:
                 place.moved_s = time_s
         return [person for person in people if self._counts(person, changed, scale, time_s)]
 
@@ -118,7 +122,7 @@ class StationaryFilter:
         if before is None:
             return None
         old = before[1]
-        if abs(float(small.mean()) - float(old.mean())) > LIGHT_LEVELS:
+        if _is_other_light(old, small):
             self._light_changed_s = time_s
             if correlation(edge_strength(old), edge_strength(small), of_flat=1.0) < SAME_SCENE_CORRELATION:
                 self.forget()
@@ -126,6 +130,12 @@ class StationaryFilter:
         if time_s - self._light_changed_s < LIGHT_SETTLES_S:
             return None
         return changed_pixels(old, small, levels=CHANGE_LEVELS, noise_factor=NOISE_FACTOR)
+
+
+def _is_other_light(old: Array, small: Array) -> bool:
+    if abs(float(small.mean()) - float(old.mean())) <= LIGHT_LEVELS:
+        return False
+    return float(np.median(cv2.absdiff(old, small)[::2, ::2])) > LIGHT_MEDIAN_LEVELS
 
 
 def _kept_s(place: _Place) -> float:
