@@ -141,8 +141,10 @@ def test_movers_are_told_apart_the_largest_first():
     now[20:30, 20:24] = now[60:80, 100:106] = 200
     now[5, 5] = 110  # noise
     movers = Movers()
-    assert movers.find(before, 0.0, WIDTH_PX) == []
-    found = movers.find(now, 0.4, WIDTH_PX)
+    movers.add(before, 0.0)
+    assert movers.find(WIDTH_PX) == []
+    movers.add(now, 0.4)
+    found = movers.find(WIDTH_PX)
     assert len(found) == 2
     for (left, top, right, bottom), (x, y, w, h) in zip(found, [(100, 60, 6, 20), (20, 20, 4, 10)], strict=True):
         assert left <= 4 * x

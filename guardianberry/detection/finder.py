@@ -97,7 +97,7 @@ class PeopleFinder:
 
     def _crop(self, width_px: int, height_px: int, time_s: float) -> Region | None:
         """The part of the frame that is due for an inference; None for the whole."""
-        boxes = self._movers.find(self._gate.small, time_s, width_px)
+        self._movers.add(self._gate.small, time_s)
         if self._crops_in_a_row:
             is_due = self._found and self._crops_in_a_row < CROPS_IN_A_ROW
         else:
@@ -108,5 +108,6 @@ class PeopleFinder:
         if self._last_person is not None:
             if crop := crop_around(self._last_person[:4], width_px, height_px, input_width_px):
                 return crop
+        boxes = self._movers.find(width_px)
         self._turn += 1
         return crop_around(boxes[self._turn % len(boxes)], width_px, height_px, input_width_px) if boxes else None

@@ -70,10 +70,10 @@ class MotionGate:
             self._reset(small, time_s)
             return True
         change, deviation = self._compare(small)
-        if _middle(deviation - self._usual_change) > LIGHT_LEVELS:
+        if middle(deviation - self._usual_change) > LIGHT_LEVELS:
             self._background = _relight(self._background, small)
             change, deviation = self._compare(small)
-            if _middle(deviation) > OTHER_PICTURE_LEVELS:
+            if middle(deviation) > OTHER_PICTURE_LEVELS:
                 self._reset(small, time_s)
                 return True
         moving = deviation > FLOOR_LEVELS + USUAL_CHANGE_FACTOR * self._usual_change
@@ -122,8 +122,7 @@ def shrink(luma: Array) -> Array:
 def changed_pixels(before: Array, now: Array, *, levels: float, noise_factor: float) -> Array:
     """Which pixels of two small pictures differ, bool: by more than `levels` and than `noise_factor` median changes."""
     difference = np.abs(cv2.blur(now - before, (3, 3)))
-    noise = float(np.median(difference[::2, ::2]))
-    return difference > max(levels, noise_factor * noise)
+    return difference > max(levels, noise_factor * middle(difference))
 
 
 def edge_strength(small: Array) -> Array:
@@ -137,7 +136,7 @@ def correlation(a: Array, b: Array, *, of_flat: float) -> float:
     return float((a * b).sum()) / norm if norm else of_flat
 
 
-def _middle(picture: Array) -> float:
+def middle(picture: Array) -> float:
     """About the median, from a sixteenth of the pixels."""
     return float(np.median(picture[::4, ::4]))
 

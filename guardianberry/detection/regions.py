@@ -38,14 +38,17 @@ class Movers:
     def __init__(self) -> None:
         self._before: deque[tuple[float, Array]] = deque()
 
-    def find(self, small: Array, time_s: float, frame_width_px: int) -> list[Region]:
-        """Boxes in pixels of the frame around what moved since `COMPARED_S` before, the largest first."""
+    def add(self, small: Array, time_s: float) -> None:
+        """Every picture, in order."""
         if self._before and self._before[-1][1].shape != small.shape:
             self._before.clear()
         self._before.append((time_s, small))
         while len(self._before) > 1 and time_s - self._before[1][0] >= COMPARED_S:
             self._before.popleft()
-        before = self._before[0][1]
+
+    def find(self, frame_width_px: int) -> list[Region]:
+        """Boxes in pixels of the frame around what moved since `COMPARED_S` before the last picture, largest first."""
+        before, small = self._before[0][1], self._before[-1][1]
         moving = changed_pixels(before, small, levels=CHANGE_LEVELS, noise_factor=NOISE_FACTOR).astype(np.uint8)
         _, _, stats, _ = cv2.connectedComponentsWithStats(cv2.dilate(moving, np.ones(JOINED_PX, np.uint8)))
         scale = frame_width_px / small.shape[1]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from guardianberry.detection.motion import changed_pixels, correlation, edge_strength
+from guardianberry.detection.motion import changed_pixels, correlation, edge_strength, middle
 from guardianberry.detection.postprocess import Array, Person
 
 SAME_PLACE_IOU = 0.7
@@ -133,9 +133,9 @@ class StationaryFilter:
 
 
 def _is_other_light(old: Array, small: Array) -> bool:
-    if abs(float(small.mean()) - float(old.mean())) <= LIGHT_LEVELS:
+    if abs(cv2.mean(small)[0] - cv2.mean(old)[0]) <= LIGHT_LEVELS:
         return False
-    return float(np.median(cv2.absdiff(old, small)[::2, ::2])) > LIGHT_MEDIAN_LEVELS
+    return middle(cv2.absdiff(old, small)) > LIGHT_MEDIAN_LEVELS
 
 
 def _kept_s(place: _Place) -> float:
