@@ -67,7 +67,8 @@ class Duty:
         return not reason
 
     def check_file(self) -> None:
-        """Once a second, in the thread. Blocks as long as the disk does."""
+        """And the clock. Once a second, in the thread. Blocks as long as the disk does."""
+        self._clock_was_set = self._clock_was_set or self._is_synchronised()
         try:
             self._file_reason, remark = self._judge(os.lstat(self._path))
         except FileNotFoundError:
@@ -92,7 +93,6 @@ class Duty:
 
     def _why_off(self) -> str:
         """Why nothing is filmed now; "" on duty."""
-        self._clock_was_set = self._clock_was_set or self._is_synchronised()
         if not self._clock_was_set:
             return ""
         if self._file_reason and self._monotonic() - self._file_checked_s < _STALE_AFTER_S:
