@@ -32,7 +32,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -241,7 +241,7 @@ def run(folder: Path, stop: threading.Event, at_the_end: ExitStack, *, demo: boo
     last_number = -1
     while not stop.is_set():
         # Check health: of the loop, the camera (none off duty), the clip (does it still get video?), the disks
-        faulthandler.dump_traceback_later(LOOP_STALL_S, exit=True)
+        expect_another_pass()
         camera.check_and_launch_libcamera(is_wanted=duty.is_armed())
         if (reason := events.clip_end_reason) and (stopped := recorder.end(clock.monotonic(), reason)):
             events.stop(stopped)
@@ -281,6 +281,12 @@ def run(folder: Path, stop: threading.Event, at_the_end: ExitStack, *, demo: boo
             events.alert(inference, view_lost=reason)
 
 
+def expect_another_pass() -> None:
+    """Unless this is called again within LOOP_STALL_S, the process ends with a stack dump."""
+    with suppress(RuntimeError):  # no thread can be started now, which must not end the guard
+        faulthandler.dump_traceback_later(LOOP_STALL_S, exit=True)
+
+
 def finish(
     recorder: Recorder, camera: Camera, events: EventFiles, uploader: Uploader, others: tuple[Duty, Heartbeat]
 ) -> None:
@@ -302,7 +308,7 @@ def guard(folder: Path, stop: threading.Event, *, demo: bool = False) -> int:
 
     use_one_malloc_arena()
     try:
-        faulthandler.dump_traceback_later(LOOP_STALL_S, exit=True)  # the disk may hang
+        expect_another_pass()  # the disk may hang
         lock = lock_folder(folder)
         faulthandler.cancel_dump_traceback_later()
         with ExitStack() as at_the_end:

@@ -6,10 +6,19 @@
 # cron, it keeps the log itself: guardianberry.log beside this file, and the one before as guardianberry.log.1.
 umask 077 # first of all: nobody else may change what this makes
 unset "${!PYTHON@}" # an empty entry in PYTHONPATH is the folder that this is called from
+export GNUTLS_SYSTEM_PRIORITY_FILE=/dev/null # as in guardianberry/__init__.py: else env_is_whole could hang
 set -u
+# Where the system has no process left for so long that bash gives up, begin again, without a new process: another
+# user's processes may have taken them all, and cron starts this only once.
+self=${BASH_SOURCE[0]}
+arguments=("$@")
+asked_to_stop=
+[ "${self:0:1}" = / ] || self=$PWD/$self
+trap 'if [ "$?" -eq 254 ] && [ -z "$asked_to_stop" ]; then exec "$self" "${arguments[@]}"; fi' EXIT
 
-here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
-cd "$here" || exit 1
+path=$(readlink -f "$self") || exit
+here=${path%/*}
+cd "$here/" || exit 1
 
 say() { printf '%(%F %T)T launch.sh: %s\n' -1 "$*" >&2; }
 
@@ -134,7 +143,6 @@ END
 pause_s=2
 longest_pause_s=300
 child=
-asked_to_stop=
 env_checked=
 
 stop() {

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from guardianberry.filenames import PART_PREFIX
+from guardianberry.machine import started
 
 _TIMEOUT_S = 10.0
 _Result = TypeVar("_Result")
@@ -92,8 +93,10 @@ class DiskThread:
             if self.hangs:
                 raise TimeoutError(errno.ETIMEDOUT, "the disk does not answer")
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="disk", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="disk", daemon=True)
+                if not started(thread):
+                    raise OSError(errno.EAGAIN, "the system has no thread left")
+                self._thread = thread
             self._calls.put((future, partial(function, *arguments)))
         try:
             return future.result(self._timeout_s)

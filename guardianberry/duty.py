@@ -106,6 +106,8 @@ class Duty:
             return "", "it is a link, or no ordinary file"
         if status.st_uid not in (0, os.geteuid()):
             return "", f"it belongs to user id {status.st_uid}"
+        if status.st_mode & stat.S_IWOTH:
+            return "", "other users can write to it, and so make it new again and again"
         age_s, now_s = self._wall() - status.st_mtime, self._monotonic()
         file = status.st_ino, status.st_mtime_ns
         if self._file_seen is None or self._file_seen[0] != file:

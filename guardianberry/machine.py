@@ -32,7 +32,7 @@ _M_ARENA_MAX = -8  # malloc.h
 _PR_SET_PDEATHSIG = 1  # sys/prctl.h
 _STOP_POLL_S = 0.1
 _COMMAND_TIMEOUT_S = 5
-_FOR_EVERY_CHILD = ("PATH", "HOME", "LANG", "LC_*", "TZ", "TMPDIR", "LD_PRELOAD")
+_FOR_EVERY_CHILD = ("PATH", "HOME", "LANG", "LC_*", "TZ", "TMPDIR", "LD_PRELOAD", "GNUTLS_SYSTEM_PRIORITY_FILE")
 # Before `import cv2`, which puts folders and an empty entry in front: the current folder, where anybody may have put a
 # library.
 _LIBRARY_PATH = os.environ.get("LD_LIBRARY_PATH")
@@ -71,6 +71,15 @@ def output_of(*command: str, variables: tuple[str, ...] = ()) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.decode(errors="replace")
+
+
+def started(thread: threading.Thread) -> bool:
+    """Start it; False where the system has no thread left: another user's processes can take them all for a while."""
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True
 
 
 class StopFlag(threading.Event):

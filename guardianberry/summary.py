@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from guardianberry.machine import started
+
 if TYPE_CHECKING:
     from guardianberry.upload.uploader import Uploader
 
@@ -31,9 +33,8 @@ class DailySummary:
             return
         self._days = days
         # In a thread, because it counts files: the disk may hang, the loop must not.
-        threading.Thread(
-            target=self._log, args=(days, events, relaunches, still_things), name="summary", daemon=True
-        ).start()
+        facts = days, events, relaunches, still_things
+        started(threading.Thread(target=self._log, args=facts, name="summary", daemon=True))
 
     def _log(self, days: int, events: int, relaunches: int, still_things: int) -> None:
         counters, queued = self._uploader.counters(), self._uploader.pending()

@@ -216,6 +216,7 @@ def make_hard_link(guard: Guard) -> None:
         (make_link, "it is a link"),
         (make_hard_link, "it is a link"),
         (lambda guard: guard.file.mkdir(), "no ordinary file"),
+        (lambda guard: (guard.file.touch(), guard.file.chmod(0o646)), "other users can write to it"),
         (lambda guard: os.mkfifo(guard.file), "no ordinary file"),
         (lambda guard: guard.touch(age_s=-60), "dated in the future"),
         (lambda guard: guard.touch(age_s=12 * HOUR_S), "older than 12 hours"),

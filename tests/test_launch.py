@@ -380,6 +380,32 @@ def test_no_module_is_imported_from_the_folder_that_it_is_called_from(launcher, 
     assert len(launcher.starts(1)) == 1
 
 
+@needs_unshare
+def test_libraries_take_no_settings_from_where_others_can_put_them(launcher):
+    """See tests/test_other_users.py; env_is_whole imports PyAV, too."""
+    launcher.make_env()
+    launcher.plan("run")
+    launcher.start()
+    pid = launcher.starts(1)[0][0]
+    assert b"GNUTLS_SYSTEM_PRIORITY_FILE=/dev/null" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+
+@pytest.mark.slow
+@needs_unshare
+def test_a_system_without_a_process_left_does_not_end_it_for_ever(launcher):
+    """bash tries for 15 s and ends with code 254. Here nobody else has taken them: the user may have one alone."""
+    launcher.make_env()
+    launcher.plan("run")
+    user = ("setpriv", "--reuid=12345", "--regid=12345", "--clear-groups")  # who may read and write as root may
+    capable = ("--inh-caps=+dac_override", "--ambient-caps=+dac_override")
+    with (launcher.folder / "log").open("ab") as log:
+        command = [*user, *capable, "--", "prlimit", "--nproc=1:1000", str(launcher.folder / "launch.sh")]
+        launcher.process = subprocess.Popen(command, cwd="/", env=launcher.env, stdout=log, stderr=log)
+    launcher.wait_for_log("fork: Resource temporarily unavailable")
+    subprocess.run([*user, "--", "prlimit", f"--pid={launcher.process.pid}", "--nproc=1000:"], check=True)
+    launcher.starts(1)
+
+
 # The log
 
 

@@ -16,7 +16,9 @@ import pytest
 
 from guardianberry.doctor.permissions import check_permissions
 from guardianberry.machine import AlreadyRunningError, is_locked, lock_folder
-from tests.daemon import ROOT, SCENE, STAND_IN_PATH, install, install_models
+from tests.daemon import ROOT, SCENE, STAND_IN_PATH, Daemon, install, install_models
+from tests.s3_server import S3Server
+from tests.test_clip import NAME, open_clip
 
 ANOTHER_USER = 65534
 AS_ANOTHER_USER = ("setpriv", f"--reuid={ANOTHER_USER}", f"--regid={ANOTHER_USER}", "--clear-groups", "--")
@@ -71,6 +73,43 @@ def test_byte_code_is_for_its_owner_alone_whatever_the_umask(tmp_path):
     written = [path for name in folder.rglob("__pycache__") for path in (name, *name.iterdir())]
     assert written
     assert not [path for path in written if path.stat().st_mode & 0o077]
+
+
+@needs_root
+def test_no_pipe_keeps_it_from_starting_where_a_library_looks_for_its_settings(tmp_path, models):
+    """The GnuTLS in PyAV's wheels looks in /tmp/vendor: in the daemon, in its child and in the demo's camera."""
+    Path("/tmp/vendor").mkdir(exist_ok=True)
+    plant = "mkdir -p /tmp/vendor/etc/gnutls && mkfifo /tmp/vendor/etc/gnutls/config"
+    in_private = f"mount -t tmpfs -o mode=777 none /tmp/vendor && {' '.join(AS_ANOTHER_USER)} sh -c '{plant}'"
+    prefix = ("unshare", "--mount", "--", "sh", "-c", f'{in_private} && exec "$@"', "sh")
+    hangs = [*prefix, "timeout", "5", sys.executable, "-c", "import av"]
+    assert subprocess.run(hangs, env={"PATH": os.defpath}, check=False).returncode == 124, "the attack does not work"
+    (tmp_path / "videos").mkdir()
+    open_clip(tmp_path / "videos", ".open-" + NAME.encode())
+    env = {"STAND_IN_VIDEO": str(SCENE)}
+    with Daemon(tmp_path, models, env=env, prefix=prefix, CLOCK_WAIT_S=0) as daemon:
+        daemon.wait_for_log("camera: video from")
+        daemon.wait_for_log("clip: finished")
+
+
+@needs_root
+def test_a_system_without_a_thread_left_costs_neither_the_guard_nor_the_alert(tmp_path, models):
+    """Another user's processes can take them all: those that cron starts share one limit."""
+    names = {"IMAGES_BUCKET": "images", "VIDEOS_BUCKET": "videos"}
+    user = ("setpriv", "--reuid=12345", "--regid=12345", "--clear-groups")  # who may read and write as root may
+    capable = ("--inh-caps=+dac_override", "--ambient-caps=+dac_override", "--")
+    with S3Server() as s3:
+        s3.create_bucket(*names.values())
+        env = s3.environment() | {"STAND_IN_VIDEO": str(SCENE)}
+        with Daemon(tmp_path, models, env=env, prefix=(*user, *capable), CLOCK_WAIT_S=0, **names) as daemon:
+            daemon.wait_for_log("camera: video from")
+            limit = [*user, "--", "prlimit", f"--pid={daemon.process.pid}"]
+            subprocess.run([*limit, "--nproc=1:"], check=True)
+            daemon.wait_for_log(r"event \d+: .* clip NOT BEGUN")
+            assert not s3.keys("images"), "threads could be started"
+            subprocess.run([*limit, "--nproc=1000:"], check=True)
+            daemon.wait_for_log(r"image \S+: uploaded")
+            assert daemon.terminate()[0] == 0
 
 
 @needs_root

@@ -40,8 +40,8 @@ SEES_PEOPLE = {"CONF_THRES": 0.001, "DETECTIONS_TO_START": 1, "DETECTOR_INPUT_WI
 ALONE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 CARELESS = ("sh", "-c", 'umask 000; exec "$@"', "sh")
 STRACE = shutil.which("strace")
-# Who starts whom, and all that can open a way in or out.
-TRACED = "process,socket,bind,listen,accept,accept4,connect,sendto,sendmsg,sendmmsg"
+# Which files are looked for, who starts whom, and all that can open a way in or out.
+TRACED = "file,process,socket,bind,listen,accept,accept4,connect,sendto,sendmsg,sendmmsg"
 
 GOOD_IMAGE, GOOD_VIDEO = "1700000000-81-640-480.jpg", "1700000000-12-2-88-43-640-480.mp4"
 FORGED = "2026-01-01 00:00:00,000 INFO    forged"
@@ -219,6 +219,20 @@ def test_nothing_ever_listens_says_the_kernel(life: Life) -> None:
     calls = [call for call in life.trace if re.search(r"\b(bind|listen|accept4?)\(", call)]
     assert [call for call in calls if not is_harmless(call)] == []
     assert any("connect(" in call for call in life.trace), "the trace sees nothing at all"
+
+
+# No other user's files
+
+
+@needs_strace
+def test_nothing_is_looked_for_where_other_users_could_have_put_it(life: Life) -> None:
+    """Settings or a library in /tmp, say: a pipe there would stop each start, if nothing worse."""
+    public = r'"(/(?:tmp|var/tmp|dev/shm|run/lock)/[^"]*)"'
+    looked_for = {path for call in life.trace for path in re.findall(public, call) if "O_EXCL" not in call}
+    made = {path for call in life.trace for path in re.findall(public, call) if "O_EXCL" in call}  # under a chance name
+    mine = str(life.folder.parent)
+    assert {path for path in looked_for - made if not path.startswith(mine) and not mine.startswith(path)} == set()
+    assert any(path.endswith("/videos") for path in looked_for), "the trace sees nothing at all"
 
 
 # One way out

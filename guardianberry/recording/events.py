@@ -191,23 +191,28 @@ class EventFiles:
             self._no_clip_reason = "the disk has not taken the clips before"
             tap.close()
             return
-        self._clip = ClipWriter(
-            tap,
-            self._videos.path,
-            name=name,
-            final_name=final_name,
-            max_duration_s=self._max_recording_duration_s,
-            frame_rate_fps=self._frame_rate_fps,
-            is_ready=self._videos.is_ready,
-            alert_is_safe=alert.is_safe,
-            begun=begun,
-            finished=self._clip_finished,
-            left=self._recovery.add,
-            failed=self._videos.report,
-            begin_live=None
-            if is_held or self._live is None
-            else partial(self._live.begin, alert.name.recording_start_time, picture=self._views.newest_jpeg),
-        )
+        try:
+            self._clip = ClipWriter(
+                tap,
+                self._videos.path,
+                name=name,
+                final_name=final_name,
+                max_duration_s=self._max_recording_duration_s,
+                frame_rate_fps=self._frame_rate_fps,
+                is_ready=self._videos.is_ready,
+                alert_is_safe=alert.is_safe,
+                begun=begun,
+                finished=self._clip_finished,
+                left=self._recovery.add,
+                failed=self._videos.report,
+                begin_live=None
+                if is_held or self._live is None
+                else partial(self._live.begin, alert.name.recording_start_time, picture=self._views.newest_jpeg),
+            )
+        except RuntimeError:  # other users' processes can take all threads of the system for a while
+            self._no_clip_reason = "the system has no thread left"
+            tap.close()
+            return
         self._clips.append(self._clip)
 
     def _save_best(self) -> None:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from guardianberry.machine import started
 from guardianberry.upload.errors import Interrupted, UploadError
 from guardianberry.upload.queue import QueuedFile
 from guardianberry.upload.upload_file import Source
@@ -51,15 +52,14 @@ class AlertLane:
         self._threads: list[threading.Thread] = []
 
     def offer(self, alert: Alert) -> None:
-        """Upload it now, or leave it to the sweep where eight others are under way."""
+        """Upload it now, or leave it to the sweep where eight others are under way or no thread can be started."""
         thread = threading.Thread(target=self._run, args=(alert,), name="alert", daemon=True)
         with self._lock:
             self._alerts[alert.queued.file_name] = alert
             self._drop_oldest()
             self._threads = [thread for thread in self._threads if thread.is_alive()]
-            alert.is_trying = len(self._threads) < _MAX_THREADS
+            alert.is_trying = len(self._threads) < _MAX_THREADS and started(thread)
             if alert.is_trying:
-                thread.start()
                 self._threads.append(thread)
                 return
         self._wake()

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 from urllib3.util.connection import allowed_gai_family
 
+from guardianberry.machine import started
+
 _ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5
 _LOOK_UP_TIMEOUT_S = 20.0
 # A forged answer of a name server can hold 4,000 addresses, each of them a connection that is kept open.
@@ -53,8 +55,12 @@ class Addresses:
         """The look-up of this server, in a thread of its own; one at a time."""
         with self._lock:
             if server not in self._running:
-                self._running[server] = Future()
-                threading.Thread(target=self._look_up, args=(server,), name="look-up", daemon=True).start()
+                thread = threading.Thread(target=self._look_up, args=(server,), name="look-up", daemon=True)
+                running = self._running[server] = Future()
+                if not started(thread):
+                    del self._running[server]
+                    running.set_exception(OSError(errno.EAGAIN, "the system has no thread left"))
+                return running
             return self._running[server]
 
     def find(self, server: Server) -> list[Address]:
