@@ -18,11 +18,14 @@ A file that must not be uploaded yet has a prefix that starts with a dot:
 from __future__ import annotations
 
 import dataclasses
+import os
+import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+_SECONDS_IN_TURN = 20
 _DIGITS = 15  # at most: far beyond any date or size, and nothing overflows
 _NUMBER = rf"(0|[1-9][0-9]{{0,{_DIGITS - 1}}})"
 _VIDEO_PATTERN = re.compile("-".join([_NUMBER] * 7) + r"\.mp4", re.ASCII)
@@ -137,9 +140,13 @@ def with_event_id(name: _Name, event_id: int) -> _Name:
 
 
 def free_path(folder: Path, name: EventName) -> Path:
-    """Where `name` can be put without replacing another event's file: itself, or with a start a few seconds later."""
-    path = folder / name.encode()
-    while path.exists():
-        name = with_event_id(name, name.recording_start_time + 1)
-        path = folder / name.encode()
+    """Where `name` can be put without replacing another event's file: itself, or with a start a few seconds later.
+
+    Where many of the next seconds are taken, a chance one of them: a card full of names must not take hours.
+    """
+    start, path, tries = name.recording_start_time, folder / name.encode(), 0
+    while os.path.lexists(path):
+        tries += 1
+        later_s = tries if tries <= _SECONDS_IN_TURN else random.randrange(2 ** min(tries - 15, 40))
+        path = folder / with_event_id(name, start + later_s).encode()
     return path

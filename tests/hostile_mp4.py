@@ -74,6 +74,22 @@ def samples(closed: bytes, count: int, size_bytes: int) -> bytes:
     ) + box(b"free", bytes(size_bytes))
 
 
+def one_hole(closed: bytes, count: int, size_bytes: int) -> bytes:
+    """As many samples of this size, one after the other from the end of the file on: the caller appends a hole."""
+
+    def made(at: int) -> bytes:
+        tables = {
+            b"stts": numbers(0, 1, count, 9000),
+            b"stsz": numbers(0, size_bytes, count),
+            b"stsc": numbers(0, 1, 1, count, 1),
+            b"stco": numbers(0, 1, at),
+            b"stss": numbers(0, 1, 1),
+        }
+        return changed(closed, tables) + numbers(8 + count * size_bytes) + b"free"
+
+    return made(len(made(0)))
+
+
 def hostile_files(killed: bytes, closed: bytes) -> dict[str, bytes]:
     """By what is wrong with them; made of a clip as a kill leaves it, and of a finished one."""
     one_chunk = {b"stsc": numbers(0, 1, 1, 60_000_000, 1), b"stco": numbers(0, 1, closed.index(b"mdat") + 4)}

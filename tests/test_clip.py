@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import os
 import queue
 import shutil
 import signal
@@ -118,6 +119,19 @@ def test_a_clip_has_every_unit_up_to_the_stop_and_a_name_that_tells_its_length(t
     assert finished == list(tmp_path.iterdir())
     assert decode(finished[0]) == (50, pytest.approx(5.0), True)
     assert tap.closed
+
+
+@pytest.mark.parametrize("make", [lambda path, other: path.symlink_to(other), lambda path, _: os.mkfifo(path)])
+def test_nothing_is_written_through_what_has_the_name_of_a_new_clip(tmp_path, make):
+    made, other, finished = units(20), tmp_path / "other", []
+    other.write_bytes(b"precious")
+    (tmp_path / "videos").mkdir()
+    make(tmp_path / "videos" / (PART_PREFIX + OPEN_PREFIX + NAME.encode()), other)
+    clip = record(FakeTap(made), tmp_path / "videos", finished)
+    clip.finish(stop_at(made[-1].arrival_s))
+    assert clip.join(20)
+    assert decode(finished[0])[0] == 20
+    assert other.read_bytes() == b"precious"
 
 
 def test_times_in_the_clip_are_those_of_arrival(tmp_path):

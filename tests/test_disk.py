@@ -127,6 +127,30 @@ def test_where_deleting_does_not_help_it_stops_after_one(tmp_path, caplog):
         assert "did not help" in caplog.text
 
 
+def test_files_that_bring_no_room_do_not_keep_the_clips_from_making_it(tmp_path, caplog):
+    """Empty ones, small ones while another program writes, and one more name of a large file."""
+    with small_disk(tmp_path / "disk", "4m") as folder:
+        videos = folder / "videos"
+        fill(videos, video(10), video(20), video(30))
+        fill(folder, "large")
+        (videos / video(1)).hardlink_to(folder / "large")
+        (videos / video(2)).touch()
+        (videos / video(3)).write_bytes(bytes(4096))
+        with (folder / "another-program").open("ab") as file:
+            file.write(b"x" * (shutil.disk_usage(folder).free - 300_000))
+
+        def write_on(path: Path) -> bool:
+            """Between the deletions, as another program does."""
+            with (folder / "another-program").open("ab") as file:
+                file.write(bytes(8192))
+            return False
+
+        make(folder, 10**12, is_uploading=write_on).make_room()
+        assert re.findall(r"disk: (\S+) is LOST", caplog.text) == [video(3), video(10)]
+        assert names(videos) == {video(1), video(2), video(20), video(30)}
+        assert "did not help" not in caplog.text
+
+
 def test_on_a_disk_that_takes_no_writes_nothing_goes_and_none_is_called_lost(tmp_path, caplog):
     with small_disk(tmp_path / "disk", "4m") as folder:
         fill(folder / "videos", video(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -196,6 +197,32 @@ def test_another_events_image_of_the_same_name_is_never_replaced(rig, caplog):
     (rig.path / NAME.encode()).unlink()  # it is uploaded
     rig.images.folder.wake()
     wait_until(lambda: rig.uploader.saved)
+
+
+@pytest.mark.parametrize("what", ["pipe", "link to /dev/zero", "hole", "folder", "dangling link"])
+def test_whatever_else_has_the_name_is_neither_waited_for_nor_read_into_memory_nor_replaced(rig, caplog, what):
+    """Else one pipe, of a name for each second to come, keeps all images from the disk."""
+    rig.start()
+    path = rig.path / NAME.encode()
+    match what:
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "hole":
+            path.touch()
+            os.truncate(path, 10**13)
+        case _:
+            path.symlink_to("/dev/zero" if what == "link to /dev/zero" else "/nowhere")
+    before = path.lstat()
+    rig.add()
+    wait_until(lambda: "another event's image" in caplog.text)
+    assert path.lstat().st_ino == before.st_ino
+    rig.add(ImageName(1_700_000_060, 50, 640, 480))
+    wait_until(lambda: rig.uploader.offered.keys() >= {"1700000060-50-640-480.jpg"})
+    path.rmdir() if what == "folder" else path.unlink()
+    rig.images.folder.wake()
+    wait_until(lambda: len(rig.uploader.saved) == 2)
 
 
 def test_memory_is_bounded_and_a_held_image_that_goes_is_named(rig, caplog):

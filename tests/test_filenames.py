@@ -1,6 +1,7 @@
 """File names: the format round-trips, and nothing else is taken for it."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,17 @@ def test_a_free_path_never_replaces_another_events_file(tmp_path: Path):
         free_path(tmp_path, name).touch(exist_ok=False)
     starts = sorted(path.name.partition("-")[0] for path in tmp_path.iterdir())
     assert starts == ["1700000000", "1700000001", "1700000002"]
+
+
+def test_thousands_of_files_of_the_same_second_take_no_hours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    name, looks, look = ImageName(1700000000, 93, 640, 480), [], os.path.lexists
+    monkeypatch.setattr("os.path.lexists", lambda path: looks.append(path) or look(path))
+    for _ in range(2000):
+        free_path(tmp_path, name).touch(exist_ok=False)
+    assert len(looks) < 2000 * 50, "in turn they would be two millions"
+    starts = sorted(int(path.name.partition("-")[0]) for path in tmp_path.iterdir())
+    assert starts[:20] == list(range(1700000000, 1700000020))
+    assert starts[-1] < 1700000000 + 10_000_000
 
 
 def test_with_event_id_changes_the_start_alone():

@@ -15,7 +15,7 @@ from guardianberry.recording.recovery import Recovery
 from tests.daemon import SCENE, SHARED, Daemon
 from tests.fakes import FakeClock
 from tests.h264 import decode
-from tests.hostile_mp4 import crashes_the_muxer, hostile_files
+from tests.hostile_mp4 import crashes_the_muxer, hostile_files, one_hole
 from tests.s3_server import S3Server
 from tests.test_clip import NAME, open_clip, recover
 
@@ -92,6 +92,19 @@ def test_a_hundred_files_that_crash_their_reader_do_not_delay_the_good_one(tmp_p
     (finished,) = recover(tmp_path)  # in one run of the child: no second one is started
     assert decode(finished)[0] == 19
     assert len(list(tmp_path.glob(DAMAGED_PREFIX + "*"))) == 100
+
+
+def test_a_hole_does_not_fill_the_disk(tmp_path: Path, killed: bytes) -> None:
+    """Its copy would take room that the file does not take: a hundred of them, 30 GB of the oldest clips."""
+    path = tmp_path / GOOD
+    path.write_bytes(killed)
+    close_killed_file(path, frame_rate_fps=10)
+    path.write_bytes(one_hole(path.read_bytes(), count=40, size_bytes=1_000_000))
+    os.truncate(path, path.stat().st_size + 40_000_000)
+    assert path.stat().st_blocks * 512 < 1_000_000
+    assert not recover(tmp_path)
+    assert sum(each.stat().st_blocks * 512 for each in tmp_path.iterdir()) < 1_000_000
+    assert [each.name for each in tmp_path.iterdir()] == [GOOD.replace(OPEN_PREFIX, DAMAGED_PREFIX)]
 
 
 def test_a_file_that_is_set_aside_replaces_no_other(tmp_path: Path, killed: bytes) -> None:

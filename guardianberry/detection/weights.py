@@ -155,16 +155,20 @@ class Search:
         for part in parts:
             if not part.is_file():
                 raise WeightsError(f"{part.name} is missing in {part.parent}/: a graph is two files, .xml and .bin.")
-            if (size_bytes := part.stat().st_size) > self._setup.max_download_bytes:  # it would be hashed for hours
-                raise RefusedError(f"{part.name} cannot be used: it has {size_bytes} bytes, more than any YOLOv5")
+            self._check_size(part)
         if source.name in self._setup.official_sha256:
             _check_official(source, file_sha256(source), self._setup.official_sha256[source.name])
             if adapter_path(source).is_file():
                 try:
+                    self._check_size(adapter_path(source))
                     return self._cached([source, adapter_path(source)], adapted_name(source))
                 except RefusedError as error:
                     log.warning("%s is used without %s: %s", source.name, adapter_path(source).name, error)
         return self._cached(parts, source.name)
+
+    def _check_size(self, part: Path) -> None:
+        if (size_bytes := part.stat().st_size) > self._setup.max_download_bytes:  # it would be hashed for hours
+            raise RefusedError(f"{part.name} cannot be used: it has {size_bytes} bytes, more than any YOLOv5")
 
     def _cached(self, parts: list[Path], model_name: str) -> Graph:
         """The cached graph of some files, a checkpoint with its adapter for example.

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import stat
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +104,7 @@ class AlertImages:
     def _save_one(self, alert: Alert) -> None:
         file_name = self._clock.hold(alert.name, alert.time_s) if alert.is_held else alert.name.encode()
         path = self.folder.path / file_name
-        if path.exists() and path.read_bytes() != alert.jpeg:
+        if os.path.lexists(path) and not _holds(path, alert.jpeg):
             raise FileExistsError(errno.EEXIST, f"{file_name} is another event's image")
         try:
             write_atomically(path, alert.jpeg)
@@ -137,3 +139,9 @@ class AlertImages:
             self._offer(alert)
         if self._clock.release_held(self.folder.path):
             self._uploader.sweep_soon()
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Reads no pipe, follows no link, and takes no more memory than `content` does."""
+    status = path.lstat()
+    return stat.S_ISREG(status.st_mode) and status.st_size == len(content) and path.read_bytes() == content

@@ -138,6 +138,7 @@ class ClipWriter:
         size = {"width": first.width or self._name.width, "height": first.height or self._name.height}
         self._name = dataclasses.replace(self._name, **size)
         self._path = folder / (PART_PREFIX + OPEN_PREFIX + self._final_name(self._name))
+        self._path.unlink(missing_ok=True)  # FFmpeg would write through a link, and wait for the reader of a pipe
         self._mp4 = Mp4Writer(self._path, **size, frame_rate_fps=self._frame_rate_fps)
         try:
             self._write_until_stopped(first)

@@ -113,7 +113,7 @@ def _finish(path: str, frame_rate_fps: float) -> Outcome:
             return Outcome(path, "it is no file")
         if status.st_size > _MAX_CLIP_BYTES:
             return Outcome(path, "it is larger than any clip")
-        _limit(status.st_size)
+        _limit(min(status.st_size, status.st_blocks * 512))  # a hole counts for nothing: its copy would fill the disk
         return Outcome(path, duration_s=close_killed_file(Path(path), frame_rate_fps=frame_rate_fps))
     except MemoryError:
         return Outcome(path, "it takes more memory than a clip", is_harmful=True)

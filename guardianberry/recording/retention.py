@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 _RESERVE_BYTES = 1_000_000  # a dozen alert images
 _RESERVE_NAME = ".reserve"
 _USELESS_PAUSE_S = 600.0
+_MIN_TELLING_BYTES = 100_000  # a smaller clip says nothing: meanwhile other programs write more than it brings
 
 
 def space_to_keep_bytes(folder: Path, min_free_bytes: int) -> int:
@@ -58,12 +59,13 @@ class Retention:
             self._tell("all its clips take less: free some space")
             return
         for path in clips:
-            if self._is_uploading(path) or not _delete(path):
+            deleted_bytes = _disk_bytes(path)
+            if self._is_uploading(path) or not deleted_bytes or not _delete(path):
                 continue
             before_bytes, missing_bytes = missing_bytes, self._missing_bytes()
             if missing_bytes <= 0:
                 return
-            if missing_bytes >= before_bytes:
+            if missing_bytes >= before_bytes and deleted_bytes >= _MIN_TELLING_BYTES:
                 self._tell("deleting a clip did not help")
                 self._useless_until_s = self._monotonic() + _USELESS_PAUSE_S
                 return
@@ -97,10 +99,12 @@ def _delete(path: Path) -> bool:
 
 
 def _disk_bytes(path: Path) -> int:
+    """What its deletion would bring: nothing where the file has another name, too."""
     try:
-        return path.lstat().st_blocks * 512
+        status = path.lstat()
     except FileNotFoundError:
         return 0
+    return status.st_blocks * 512 if status.st_nlink == 1 else 0
 
 
 class Reserve:
