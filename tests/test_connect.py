@@ -133,6 +133,22 @@ def test_an_address_that_takes_connections_and_never_answers_is_not_tried_first_
         rig.wait_until_empty()
 
 
+@pytest.mark.parametrize("elsewhere", ["192.0.2.1", "::ffff:192.0.2.1"])
+def test_plain_http_goes_to_this_machine_alone_whatever_a_name_server_says(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, elsewhere: str
+) -> None:
+    """Where /etc/hosts has no `localhost`, or boto3 puts the bucket's name before it, name servers are asked for it."""
+    tried: list[Any] = []
+    monkeypatch.setattr("guardianberry.upload.connect._begin", lambda selector, address, options: tried.append(address))
+    resolve_to(monkeypatch, elsewhere)
+    rig.use("http://localhost:9000")
+    rig.add_image(1_700_000_000)
+    uploader = rig.start()
+    wait_until(lambda: uploader.counters().failed_tries >= 1, "it is not given up")
+    assert not tried
+    assert "plain http" in caplog.text
+
+
 class SlowNames:
     """Look-ups that wait until `answer` is set."""
 

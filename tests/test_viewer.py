@@ -128,10 +128,19 @@ def picture_of(width: int, height: int) -> bytes:
     return PICTURE_BYTES[:at] + height.to_bytes(2) + width.to_bytes(2) + PICTURE_BYTES[at + 4 :]
 
 
+def bomb_behind(marker: int) -> bytes:
+    """A size that a browser finds, before one that a reader finds who takes each marker for the head of a block."""
+    bomb, small = picture_of(65000, 8000), picture_of(640, 480)
+    size_at = bomb.index(b"\xff\xc0")
+    passed = bomb[size_at : size_at + 2 + int.from_bytes(b"\xff\xc0")].ljust(2 + int.from_bytes(b"\xff\xc0"), b"\0")
+    return bomb[:2] + bytes([0xFF, marker]) + passed[: int.from_bytes(b"\xff\xc0")] + small[small.index(b"\xff\xc0") :]
+
+
 @pytest.mark.parametrize(
     ("role", "body", "problem"),
     [
         (Role.IMAGE, PICTURE_BYTES, ""),
+        *((Role.IMAGE, bomb_behind(marker), "it is no JPEG") for marker in (0x01, 0xD0, 0xD7, 0xFF)),
         (Role.IMAGE, b"", "it is empty"),
         (Role.IMAGE, b"<html><script>alert(1)</script>", "it is no JPEG"),
         (Role.IMAGE, b"\xff\xd8\xff", "it is no JPEG"),

@@ -23,6 +23,7 @@ _SERIAL = re.compile(r"[0-9A-Za-z]{1,64}", re.ASCII)
 _OFFSET = re.compile(r"[0-9T:.\-]{10,40}([+-])([01][0-9]):?([0-5][0-9])", re.ASCII)
 _MOST_OFFSET_MIN = 14 * 60
 _MOST_PIXELS = 50_000_000
+_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xDA), 0xFF}  # markers of JPEG; no camera writes them before the size
 _CAMERA_CHARACTERS = 40
 _CAMERA_NAMESPACE = uuid.UUID("2f9d41c8-70b5-4a6e-93f2-1e8b6c0a5d74")  # the daemon's
 _MAX_EARLY_S = 3600  # S3 refuses uploads from a clock that is further ahead of its own
@@ -171,6 +172,8 @@ def _jpeg_pixels(head: bytes) -> int | None:
     at = 2
     while at + 9 <= len(head) and head[at] == 0xFF:
         marker, length = struct.unpack_from(">BH", head, at + 1)
+        if marker in _WITHOUT_LENGTH:
+            return None  # a browser passes over it, and would find another size than we do
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", head, at + 5)
             return int(height) * int(width)

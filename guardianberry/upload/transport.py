@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import http.client
+import ipaddress
 import os
 import re
 import socket
@@ -24,7 +25,7 @@ from urllib3.exceptions import NewConnectionError
 from urllib3.util import wait_for_read
 
 from guardianberry.upload.connect import Address, Addresses, Server, connect
-from guardianberry.upload.errors import CUT, NOT_S3, UploadError
+from guardianberry.upload.errors import CUT, NOT_S3, PLAIN_HTTP, UploadError
 
 _CONNECT_TIMEOUT_S = 5.0  # also for a block of the body to fit into the socket's buffer
 _READ_TIMEOUT_S = 10.0
@@ -58,6 +59,7 @@ class Exchange:
     def __init__(self, addresses: Addresses, limit_s: float) -> None:
         self.limit_s = limit_s
         self.is_expired = False
+        self.is_elsewhere = False  # it should go to this machine alone, and the server's name leads elsewhere
         self._addresses = addresses
         self._reached: tuple[Server, Address] | None = None
         self._lock = threading.Lock()
@@ -83,8 +85,12 @@ class Exchange:
                 self._socket.close()
                 self._socket = None
 
-    def connect(self, server: Server, options: Any) -> socket.socket:
-        connected, address = connect(self._addresses.find(server), timeout_s=_CONNECT_TIMEOUT_S, options=options or ())
+    def connect(self, server: Server, options: Any, *, only_here: bool) -> socket.socket:
+        found = self._addresses.find(server)
+        if only_here:  # what /etc/hosts does not know, a name server answers, "localhost" too
+            found = [address for address in found if ipaddress.ip_address(address.sockaddr[0]).is_loopback]
+            self.is_elsewhere = not found
+        connected, address = connect(found, timeout_s=_CONNECT_TIMEOUT_S, options=options or ())
         connected.settimeout(_CONNECT_TIMEOUT_S)
         self._reached = server, address
         with self._lock:
@@ -126,10 +132,12 @@ class _Connection:
     """What differs from botocore's connections, over TLS and without. TLS itself is left as it is."""
 
     response_class = _Answer
+    only_here = False
 
     def _new_conn(self: Any) -> socket.socket:
+        server = self._dns_host, self.port
         try:
-            connected: socket.socket = _local.exchange.connect((self._dns_host, self.port), self.socket_options)
+            connected: socket.socket = _local.exchange.connect(server, self.socket_options, only_here=self.only_here)
         except OSError as error:
             raise NewConnectionError(self, str(error)) from error
         return connected
@@ -180,7 +188,7 @@ class _Connection:
 
 
 class _HttpConnection(_Connection, botocore.awsrequest.AWSHTTPConnection):
-    pass
+    only_here = True
 
 
 class _HttpsConnection(_Connection, botocore.awsrequest.AWSHTTPSConnection):
@@ -240,6 +248,8 @@ class Transport:
             finally:
                 session.close()
                 exchange.note(answered=answered)
+                if exchange.is_elsewhere:
+                    raise UploadError(PLAIN_HTTP)
                 if exchange.is_expired:
                     raise UploadError(CUT, f"not done after {exchange.limit_s:.0f} s")
         if len(content) > _MAX_ANSWER_BYTES:
