@@ -14,7 +14,7 @@ import pytest
 
 from guardianberry.detection.detector import Person
 from guardianberry.filenames import ImageName, parse
-from guardianberry.recording.alerts import Alert, AlertImages
+from guardianberry.recording.alert_images import Alert, AlertImages
 from guardianberry.recording.clock import Clock
 from guardianberry.recording.events import EventFiles
 from guardianberry.recording.folder import Folder

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guardianberry.filenames import ImageName, VideoName, parse
-from guardianberry.upload.alerts import Alert
+from guardianberry.upload.alert_lane import Alert
 from guardianberry.upload.errors import Interrupted
 from guardianberry.upload.queue import QueuedFile, image_media_type, list_queued, video_media_type
 from guardianberry.upload.upload_file import (

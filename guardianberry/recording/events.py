@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from guardianberry.disk import write_atomically
 from guardianberry.filenames import BestName, ImageName, VideoName
-from guardianberry.recording.alerts import Alert, AlertImages
+from guardianberry.recording.alert_images import Alert, AlertImages
 from guardianberry.recording.clip import ClipWriter
 from guardianberry.recording.clock import Clock
 from guardianberry.recording.folder import Folder

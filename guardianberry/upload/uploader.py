@@ -1,6 +1,6 @@
 """Uploads the finished event files to S3, and removes each from the disk once S3 has confirmed it.
 
-There are two lanes. An alert image is uploaded at once, from memory and in a thread of its own (alerts.py); other
+There are two lanes. An alert image is uploaded at once, from memory and in a thread of its own (alert_lane.py); other
 uploads pause meanwhile. The sweep uploads the queued files one by one: the newest image, then the other images, then
 the videos, oldest first. It also repeats uploads that failed. The queue is on the disk, so that no crash, no power cut
 and no week without network loses a file.
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from guardianberry.filenames import ImageName, parse
-from guardianberry.upload.alerts import Alert, AlertLane
+from guardianberry.upload.alert_lane import Alert, AlertLane
 from guardianberry.upload.errors import FailureScope, Interrupted, UploadError, UploadErrorLog
 from guardianberry.upload.live import LiveLane
 from guardianberry.upload.queue import MediaType, Pending, Queue, QueuedFile, image_media_type, video_media_type
