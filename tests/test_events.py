@@ -17,7 +17,7 @@ from guardianberry.filenames import ImageName, parse
 from guardianberry.recording.alert_images import Alert, AlertImages
 from guardianberry.recording.clock import Clock
 from guardianberry.recording.events import EventFiles
-from guardianberry.recording.folder import Folder
+from guardianberry.recording.folder_thread import FolderThread
 from guardianberry.recording.recorder import EventFacts, Inference
 from guardianberry.recording.retention import Reserve
 from guardianberry.upload.live import LiveClip
@@ -290,9 +290,9 @@ def test_what_could_not_be_saved_before_the_end_is_named(tmp_path, caplog):
 # The folder's thread
 
 
-def folder_of(path: Path, *tasks: Callable[[], None], **changes) -> Folder:
+def folder_of(path: Path, *tasks: Callable[[], None], **changes) -> FolderThread:
     settings = {"on_disk": lambda: None, "consequence": "alerts go on"}
-    return Folder(path, tasks, **(settings | changes))
+    return FolderThread(path, tasks, **(settings | changes))
 
 
 def test_a_disk_that_hangs_is_told_once_and_the_caller_never_waits(tmp_path, caplog):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from guardianberry.disk import write_atomically
 from guardianberry.filenames import ImageName, with_event_id
 from guardianberry.recording.clock import Clock
-from guardianberry.recording.folder import Folder
+from guardianberry.recording.folder_thread import FolderThread
 from guardianberry.recording.recovery import remove_parts
 from guardianberry.recording.retention import Reserve
 
@@ -52,7 +52,7 @@ class AlertImages:
         self._lock = threading.Lock()  # guards what follows, and the flags of the alerts
         self._unsaved: list[Alert] = []
         self._stored: list[Path] = []  # saved files that are in S3
-        self.folder = Folder(
+        self.folder = FolderThread(
             path,
             (self._save, self._remove_stored, self._release_held, reserve.fill),
             on_disk=lambda: remove_parts(path),

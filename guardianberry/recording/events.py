@@ -19,7 +19,7 @@ from guardianberry.filenames import BestName, ImageName, VideoName
 from guardianberry.recording.alert_images import Alert, AlertImages
 from guardianberry.recording.clip import ClipWriter
 from guardianberry.recording.clock import Clock
-from guardianberry.recording.folder import Folder
+from guardianberry.recording.folder_thread import FolderThread
 from guardianberry.recording.recorder import EventFacts, Inference, Stop
 from guardianberry.recording.recovery import Recovery
 from guardianberry.recording.retention import Reserve, Retention
@@ -75,7 +75,7 @@ class EventFiles:
             finished=lambda path: uploader.sweep_soon(),
         )
         retention = Retention(videos, min_free_bytes=min_free_disk_bytes, is_uploading=uploader.is_uploading)
-        self._videos = Folder(
+        self._videos = FolderThread(
             videos,
             (self._save_best, self._finish_open_clips, retention.make_room, self._release_held_clips),
             on_disk=self._recovery.look,

@@ -21,7 +21,7 @@ _INTERVAL_S = 2.0  # between two runs of the tasks: meanwhile a clip takes 0.5 M
 _STALL_S = 30.0  # a slow card takes 10 s for an fsync
 
 
-class Folder:
+class FolderThread:
     """Runs `tasks` every two seconds, and after each `wake`, in a thread of its own.
 
     A task may raise OSError: its cause is logged once, the other tasks run, and all run again the next time. `on_disk`
