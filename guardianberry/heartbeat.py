@@ -110,14 +110,14 @@ class Heartbeat:
 
     def _content(self, at: int) -> dict[str, Any]:
         """The fields that aws/watch.py reads. Counts are of today, since midnight or the start of the process."""
-        queued, oldest = self._uploader.pending(), self._uploader.oldest_start()
+        queued = self._uploader.pending()
         self._worst_latency_s = max(self._worst_latency_s, self._uploader.take_worst_alert_latency_s())
         return {
             "camera_name": self._uploader.camera_name,
             "time": at,
             "waiting_images": queued.images,
             "waiting_videos": queued.videos,
-            "oldest_waiting_s": None if oldest is None else max(0, at - oldest),
+            "oldest_waiting_s": None if queued.oldest_start is None else max(0, at - queued.oldest_start),
             "free_disk_bytes": self._free_bytes(),
             "events_today": self._events.started - self._events_before,
             "worst_alert_latency_s": round(self._worst_latency_s, 3) or None,

@@ -42,10 +42,7 @@ class FakeUploader:
         self.sent.append((at, json.loads(content)))
 
     def pending(self) -> Pending:
-        return Pending(1, 2)
-
-    def oldest_start(self) -> int | None:
-        return self.oldest
+        return Pending(1, 2, self.oldest)
 
     def take_worst_alert_latency_s(self) -> float:
         worst_s, self.worst_s = self.worst_s, 0.0
@@ -231,8 +228,8 @@ def test_it_goes_past_a_backlog_and_waits_for_an_alert(tmp_path: Path, monkeypat
         rig.add_video(1_700_000_000 + number)
     uploader = rig.uploader(camera_name="Front door")
     assert uploader.may_upload_now()
-    assert uploader.oldest_start() == 1_700_000_000
-    with uploader._gate.alert():
+    assert uploader.pending().oldest_start == 1_700_000_000
+    with uploader._alert_gate.closed():
         assert not uploader.may_upload_now()
     assert not rig.uploader(may_upload=lambda: False).may_upload_now()
     with S3Server() as s3:

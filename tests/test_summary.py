@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from guardianberry.logs import JournalFormatter, LineFormatter, OncePerCause, formatter
 from guardianberry.summary import DAY_S, DailySummary
 from guardianberry.upload.queue import Pending
-from guardianberry.upload.uploader import Counters
+from guardianberry.upload.sender import Counters
 from tests.daemon import ROOT
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import random
@@ -23,9 +24,9 @@ from hypothesis import strategies as st
 from guardianberry.filenames import ImageName, VideoName, parse
 from guardianberry.upload.alert_lane import Alert
 from guardianberry.upload.errors import Interrupted
-from guardianberry.upload.queue import QueuedFile, image_media_type, list_queued, video_media_type
+from guardianberry.upload.pauses import Gate, backoff_s
+from guardianberry.upload.queue import MediaType, QueuedFile, list_queued
 from guardianberry.upload.upload_file import (
-    Gate,
     OpenFile,
     UnfitError,
     event_uuid,
@@ -33,7 +34,6 @@ from guardianberry.upload.upload_file import (
     local_time,
     metadata,
 )
-from guardianberry.upload.uploader import Backoff
 from tests.fakes import FakeClock
 from tests.faulty_proxy import Answer, FaultyProxy
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
@@ -193,7 +193,7 @@ def test_the_metadata_of_a_clip_fit_s3s_limit_whatever_the_settings() -> None:
     long = {name: header_value("x" * 999) for name in ("rpi_serial_no", "model", "camera_name")}
     others = {"frame_rate": "10.123456789012345", "confidence_threshold": "0.123456789012345"}
     numbers = VideoName(*[10**14] * 7)
-    told = metadata(QueuedFile(video_media_type(Path(), "x"), numbers.encode(), numbers), long | others)
+    told = metadata(QueuedFile(videos(Path()), numbers.encode(), numbers), long | others)
     assert "local_time" not in told, "there is no such year"
     assert (
         sum(len(name) + len(value) for name, value in told.items()) + len("local_time2023-11-14T23:13:20+01:00") < 2048
@@ -253,8 +253,16 @@ def test_a_new_image_in_mid_sweep_is_the_next_one(rig: Rig, s3: S3Server, caplog
 # Exactly once
 
 
+def images(folder: Path) -> MediaType:
+    return MediaType("image", folder, "bucket", ImageName)
+
+
+def videos(folder: Path) -> MediaType:
+    return MediaType("video", folder, "bucket", VideoName)
+
+
 def open_file(path: Path) -> OpenFile:
-    media_type = image_media_type(path.parent, "b") if path.suffix == ".jpg" else video_media_type(path.parent, "b")
+    media_type = images(path.parent) if path.suffix == ".jpg" else videos(path.parent)
     name = parse(path.name)
     assert isinstance(name, media_type.name_type)
     return OpenFile(QueuedFile(media_type, path.name, name))
@@ -262,7 +270,7 @@ def open_file(path: Path) -> OpenFile:
 
 def key_of(path: Path, serial: str = SERIAL) -> str:
     with open_file(path) as file:
-        return file.key_and_crc32(serial)[0]
+        return file.key_and_body(serial)[0]
 
 
 def test_the_key_is_the_same_at_every_try_from_memory_and_from_the_disk(rig: Rig) -> None:
@@ -272,8 +280,8 @@ def test_the_key_is_the_same_at_every_try_from_memory_and_from_the_disk(rig: Rig
     assert key == key_of(path)
     os.utime(path, (1, 1))  # FAT keeps the time to two seconds only, and memory has none
     assert key == key_of(path)
-    queued = QueuedFile(image_media_type(rig.images, "b"), path.name, ImageName(1_700_000_000, 81, 640, 480))
-    assert key == Alert(queued, content, lambda: None).key_and_crc32(SERIAL)[0]
+    queued = QueuedFile(images(rig.images), path.name, ImageName(1_700_000_000, 81, 640, 480))
+    assert key == Alert(queued, content, lambda: None).key_and_body(SERIAL)[0]
 
 
 def test_no_two_events_share_a_key(rig: Rig) -> None:
@@ -338,7 +346,7 @@ def test_the_sweep_skips_an_alert_that_is_being_uploaded(
     rig: Rig, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even after it has stopped waiting for the alert."""
-    monkeypatch.setattr("guardianberry.upload.upload_file._PAUSED_BLOCK_S", 0.01)
+    monkeypatch.setattr("guardianberry.upload.pauses._PAUSED_BLOCK_S", 0.01)
     with FaultyProxy(s3.port) as proxy:
         proxy.delay_s = 0.5
         rig.use(proxy.url)
@@ -413,7 +421,7 @@ def test_names_that_are_no_events_are_never_queued(
     for name in names:
         if name not in (b".", b"..") and not set(name) & set(b"/\0"):
             (folder / os.fsdecode(name)).touch()
-    queued, odd = list_queued(image_media_type(folder, "bucket"))
+    queued, odd = list_queued([images(folder)])
     assert queued == []
     assert sorted(odd) == sorted(name for name in os.listdir(folder) if not name.startswith("."))
 
@@ -422,10 +430,10 @@ def test_a_video_among_the_images_is_not_taken_for_one(tmp_path: Path) -> None:
     (tmp_path / "1-2-3-4-5-6-7.mp4").touch()
     (tmp_path / "1-2-3-4.jpg").touch()
     for media_type, own in (
-        (image_media_type(tmp_path, "b"), "1-2-3-4.jpg"),
-        (video_media_type(tmp_path, "b"), "1-2-3-4-5-6-7.mp4"),
+        (images(tmp_path), "1-2-3-4.jpg"),
+        (videos(tmp_path), "1-2-3-4-5-6-7.mp4"),
     ):
-        queued, odd = list_queued(media_type)
+        queued, odd = list_queued([media_type])
         assert [each.file_name for each in queued] == [own]
         assert len(odd) == 1
 
@@ -660,9 +668,9 @@ def test_other_uploads_pause_while_an_alert_is_being_uploaded(rig: Rig) -> None:
     gate, read = Gate(), threading.Event()
     path = rig.add_video(1_700_000_000)
     with open_file(path) as file:
-        body = file.body(before_block=gate.wait_for_alerts)
+        _, body = file.key_and_body(SERIAL, gate.wait)
         reader = threading.Thread(target=lambda: (body.read(), read.set()), daemon=True)
-        with gate.alert(), gate.alert():
+        with gate.closed(), gate.closed():
             reader.start()
             assert not read.wait(0.3)
         assert read.wait(5)
@@ -671,10 +679,10 @@ def test_other_uploads_pause_while_an_alert_is_being_uploaded(rig: Rig) -> None:
 def test_a_paused_upload_sends_a_block_now_and_then_so_that_the_server_does_not_hang_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("guardianberry.upload.upload_file._PAUSED_BLOCK_S", 0.05)
+    monkeypatch.setattr("guardianberry.upload.pauses._PAUSED_BLOCK_S", 0.05)
     gate = Gate()
-    with gate.alert():
-        waits = threading.Thread(target=gate.wait_for_alerts, daemon=True)
+    with gate.closed():
+        waits = threading.Thread(target=gate.wait, daemon=True)
         started_s = time.monotonic()
         waits.start()
         waits.join(5)
@@ -685,14 +693,14 @@ def test_a_paused_upload_sends_a_block_now_and_then_so_that_the_server_does_not_
 def test_a_paused_upload_ends_at_shutdown() -> None:
     gate = Gate()
     threading.Timer(0.05, gate.stop).start()
-    with gate.alert(), pytest.raises(Interrupted):
-        gate.wait_for_alerts()
+    with gate.closed(), pytest.raises(Interrupted):
+        gate.wait()
 
 
 def test_no_block_is_larger_than_what_may_be_under_way(rig: Rig) -> None:
     content = mp4(100_000)
     with open_file(rig.add_video(1_700_000_000, content)) as file:
-        body = file.body(before_block=lambda: None)
+        _, body = file.key_and_body(SERIAL)
         blocks = list(iter(lambda: body.read(1024 * 1024), b""))
     assert b"".join(blocks) == content
     assert max(map(len, blocks)) <= 16 * 1024
@@ -744,11 +752,9 @@ def test_stop_in_mid_upload_is_prompt_and_no_failure(
 
 
 def test_pauses_grow_to_five_minutes_with_jitter() -> None:
-    backoff = Backoff(uniform=lambda low, high: high)
-    assert [backoff.next_pause_s() for _ in range(11)] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
-    backoff.reset()
-    assert backoff.next_pause_s() == 1
-    assert len({Backoff().next_pause_s() for _ in range(20)}) > 1
+    pauses_s = backoff_s(uniform=lambda low, high: high)
+    assert list(itertools.islice(pauses_s, 11)) == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+    assert len({next(backoff_s()) for _ in range(20)}) > 1
 
 
 def test_a_day_without_network_is_no_busy_loop(rig: Rig, s3: S3Server, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from guardianberry.machine import started
 from guardianberry.upload.errors import Interrupted, UploadError
 from guardianberry.upload.queue import QueuedFile
-from guardianberry.upload.upload_file import Source
+from guardianberry.upload.upload_file import Source, slices
 
 log = logging.getLogger(__name__)
 
@@ -22,24 +23,22 @@ class Alert(Source):
     """An alert image in memory. `stored` is called once S3 has it."""
 
     def __init__(self, queued: QueuedFile, jpeg: bytes, stored: Callable[[], None]) -> None:
-        super().__init__(queued, len(jpeg), lambda size, offset: jpeg[offset : offset + size])
+        super().__init__(queued, len(jpeg), slices(jpeg))
         self._stored = stored
         self.is_trying = False  # a thread is uploading it
         self.is_saved = False  # it is a queued file, too
-        self.is_done = False  # S3 has it, or it was given up
 
     def delete(self) -> bool:
-        self.is_done = True
         self._stored()
-        if self.is_saved:
-            self.queued.path.unlink(missing_ok=True)
+        if self.is_saved:  # asked last: whoever saves it after this sees that it is stored
+            self.queued.media_type.disk.call(partial(self.queued.path.unlink, missing_ok=True))
         return True
 
 
 class AlertLane:
     """The alert images in memory. Each has a thread that tries three times; then the sweep goes on. For any thread.
 
-    `send` uploads one and raises UploadError; `wake` makes the sweep start.
+    `send` returns once S3 has the image, and raises UploadError; `wake` makes the sweep start.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class AlertLane:
         with self._lock:
             if alert := self._alerts.get(file_name):
                 alert.is_saved = True
-                self._forget_if_over(alert)
+                self._forget_if_saved(alert)
         self._wake()
 
     def is_trying(self, file_name: str) -> bool:
@@ -80,30 +79,39 @@ class AlertLane:
     def unsaved(self) -> list[Alert]:
         """Those that only memory has and that nobody is uploading, the newest one first."""
         with self._lock:
-            return [alert for alert in reversed(self._alerts.values()) if not alert.is_trying and not alert.is_saved]
+            return [alert for alert in reversed(self._alerts.values()) if not alert.is_trying]
 
     def try_once(self, alert: Alert) -> bool:
         """For the sweep: as `send`. False, and nothing done, where it is not needed any more."""
         with self._lock:
-            if alert.is_trying or alert.is_saved or alert.is_done:
+            if alert.is_trying or self._alerts.get(alert.queued.file_name) is not alert:
                 return False
             alert.is_trying = True
         try:
-            return self._send(alert)
+            self._upload(alert)
         finally:
             self._tried(alert)
+        return True
 
-    def stop(self) -> list[threading.Thread]:
-        """No further tries; the threads that are still at one."""
+    def stop(self) -> None:
+        """No further tries."""
         self._stopped.set()
+
+    def threads(self) -> list[threading.Thread]:
         with self._lock:
             return list(self._threads)
 
     def _run(self, alert: Alert) -> None:
         try:
             for pause_s in _PAUSES_S:
-                if self._stopped.wait(pause_s) or not self._may_upload() or self._is_over(alert):
+                if self._stopped.wait(pause_s) or not self._may_upload():
                     break
+                try:
+                    self._upload(alert)
+                    break
+                except UploadError as error:
+                    if not error.cause.passes:
+                        break
         except Interrupted:
             return
         except Exception:
@@ -112,20 +120,18 @@ class AlertLane:
             self._tried(alert)
         self._wake()
 
-    def _is_over(self, alert: Alert) -> bool:
-        try:
-            self._send(alert)
-        except UploadError as error:
-            return not error.cause.passes
-        return True
+    def _upload(self, alert: Alert) -> None:
+        self._send(alert)
+        with self._lock:
+            self._alerts.pop(alert.queued.file_name, None)
 
     def _tried(self, alert: Alert) -> None:
         with self._lock:
             alert.is_trying = False
-            self._forget_if_over(alert)
+            self._forget_if_saved(alert)
 
-    def _forget_if_over(self, alert: Alert) -> None:
-        if alert.is_done or (alert.is_saved and not alert.is_trying):
+    def _forget_if_saved(self, alert: Alert) -> None:
+        if alert.is_saved and not alert.is_trying:
             self._alerts.pop(alert.queued.file_name, None)
 
     def _drop_oldest(self) -> None:
@@ -135,10 +141,6 @@ class AlertLane:
                 return
             if not alert.is_trying:
                 del self._alerts[file_name]
-                alert.is_done = True
                 total_bytes -= alert.size_bytes
-                log.warning(
-                    "alert image %s is dropped: neither S3 nor the disk takes it, and %d MB of images wait in memory",
-                    file_name,
-                    round(_MAX_BYTES / 1e6),
-                )
+                text = "alert image %s is dropped: neither S3 nor the disk takes it, and %d MB of images wait in memory"
+                log.warning(text, file_name, round(_MAX_BYTES / 1e6))

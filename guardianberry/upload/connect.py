@@ -69,39 +69,34 @@ class Addresses:
         try:
             found = self.look_up(server).result(_SLOW_LOOK_UP_S if known else _LOOK_UP_TIMEOUT_S)
         except OSError as error:  # TimeoutError, too
-            if not known:
-                raise _with_text(error, "the look-up of the server's name takes too long") from error
-            found = known
+            if known:
+                found = known
+            elif error.strerror:
+                raise
+            else:
+                raise TimeoutError(errno.ETIMEDOUT, "the look-up of the server's name takes too long") from error
         with self._lock:
             return in_order(found, self._good.get(server), self._bad.get(server))[:_MAX_ADDRESSES]
 
     def note(self, server: Server, address: Address, *, answered: bool) -> None:
         """Whether the server answered a request at this address, to which there was a connection."""
+        now, before = (self._good, self._bad) if answered else (self._bad, self._good)
         with self._lock:
-            if answered:
-                self._good[server] = address
-            else:
-                self._bad[server] = address
-            for other in (self._bad if answered else self._good,):
-                if other.get(server) == address:
-                    del other[server]
+            now[server] = address
+            if before.get(server) == address:
+                del before[server]
 
     def _look_up(self, server: Server) -> None:
-        found: list[Address] = []
-        failure: Exception | None = None
         try:
             entries = socket.getaddrinfo(*server, allowed_gai_family(), socket.SOCK_STREAM)
             found = list(dict.fromkeys(Address(entry[0], entry[4]) for entry in entries))
         except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
-            failure = error
+            with self._lock:
+                self._running.pop(server).set_exception(error)
+            return
         with self._lock:
-            running = self._running.pop(server)
-            if found:
-                self._known[server] = found
-        if failure is None:
-            running.set_result(found)
-        else:
-            running.set_exception(failure)
+            self._known[server] = found
+            self._running.pop(server).set_result(found)
 
 
 def in_order(addresses: Sequence[Address], good: Address | None, bad: Address | None) -> list[Address]:
@@ -170,8 +165,3 @@ def _begin(selector: selectors.BaseSelector, address: Address, options: Sequence
     except OSError:
         attempt.close()
         raise
-
-
-def _with_text(error: OSError, text: str) -> OSError:
-    """The error itself, or, where it has no text as a time-out has not, one with this text."""
-    return error if error.strerror else TimeoutError(errno.ETIMEDOUT, text)

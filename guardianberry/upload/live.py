@@ -1,24 +1,23 @@
 """The live lane: uploads a clip while it is recorded, so that a thief who takes the camera comes too late.
 
-The file of a clip is append-only until it is closed. Its bytes go up as parts, `live/<event>/<nnnn>.part`, each one the
-next byte range, so that parts in order are the beginning of the clip. One part is under way at a time and the next one
-takes what is new, so that a slow uplink makes parts larger and never a queue. Where parts fall behind all the same,
-pictures go up between them, `live/<event>/<nnnn>.jpg`.
+The file is append-only until it is closed. Its bytes go up as parts, `live/<event>/<nnnn>.part`, each one the next byte
+range. One part is under way at a time and the next one takes what is new, so that a slow uplink makes parts larger and
+never a queue. Where parts fall behind all the same, pictures go up between them, `live/<event>/<nnnn>.jpg`.
 
 A part that fails is tried again as it is, under the same key, so that one whose reply was lost is there once. Nothing
 is tried after the clip is closed: the whole clip follows from the queue. The lane pauses while an alert is uploaded.
-`_Part` is the only place that knows how bytes become an object.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from guardianberry.logs import OncePerCause
 from guardianberry.upload.errors import Interrupted, UploadError
@@ -36,19 +35,12 @@ _MAX_PART_BYTES = 1_000_000  # in memory
 _PAUSE_S = 0.1  # while an alert is uploaded
 
 
-class Put(Protocol):
-    """Uploads one object in the caller's thread, one try. Raises UploadError, Interrupted."""
-
-    def __call__(self, event_id: int, name: str, content: bytes, *, number: int, content_type: str) -> None: ...
-
-
 class _Part(NamedTuple):
-    """One object of the live lane. Its key is `live/<event>/<number><suffix>`."""
+    """One object of the live lane, and the only place that knows how bytes become one."""
 
     number: int
     suffix: str
     content: bytes
-    content_type: str
 
 
 @dataclass
@@ -61,10 +53,8 @@ class LiveClip:
     event_id: int
     descriptor: int  # of its own, and closed by the lane
     picture: Callable[[], bytes | None]
-
-    def __post_init__(self) -> None:
-        self.lock = threading.Lock()  # held while bytes are read
-        self.ended = False
+    ended: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)  # held while bytes are read
 
     def end(self) -> None:
         """The file is about to be closed, which rewrites its head: no byte of it is read any more."""
@@ -82,56 +72,33 @@ class LiveClip:
 
 
 class LiveLane:
-    """Call `begin` with each clip once a frame of it is readable. A newer clip takes the lane. For any thread."""
+    """Call `begin` with each clip once a frame of it is readable. A newer clip takes the lane. For any thread.
 
-    def __init__(
-        self, put: Put, *, may_upload: Callable[[], bool], monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._put, self._may_upload, self._monotonic = put, may_upload, monotonic
+    `put` uploads one object, (event id, number, suffix, content), in the lane's thread. One try. Raises UploadError,
+    Interrupted.
+    """
+
+    def __init__(self, put: Callable[[int, int, str, bytes], None], *, may_upload: Callable[[], bool]) -> None:
+        self._put, self._may_upload = put, may_upload
         self._rate_bytes_per_s = _FIRST_PART_BYTES / PART_LIMIT_S  # until an upload has shown another one
         self._failures = OncePerCause()
         self._stopped = threading.Event()
-        self._changed = threading.Condition()
-        self._clip: LiveClip | None = None
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Start the thread, unless it runs. Raises RuntimeError where the machine has no more threads."""
-        with self._changed:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="live", daemon=True)
-                thread.start()
-                self._thread = thread
+        self._clips: queue.SimpleQueue[LiveClip | None] = queue.SimpleQueue()  # None: no more
+        self.thread = threading.Thread(target=self._run, name="live", daemon=True)
 
     def begin(self, event_id: int, descriptor: int, picture: Callable[[], bytes | None]) -> LiveClip:
-        """Upload this clip from now on, until it ends. The lane closes the descriptor. Raises RuntimeError."""
+        """Upload this clip from now on, until it ends. The lane closes the descriptor."""
         clip = LiveClip(event_id, descriptor, picture)
-        try:
-            self.start()
-        except RuntimeError:
-            os.close(descriptor)
-            raise
-        with self._changed:
-            if self._clip is not None:  # never begun: clips that follow each other within an instant
-                os.close(self._clip.descriptor)
-            self._clip = clip
-            self._changed.notify_all()
+        self._clips.put(clip)
         return clip
 
-    def stop(self) -> tuple[threading.Thread, ...]:
-        """No further part; the threads to wait for."""
-        with self._changed:
-            self._stopped.set()
-            self._changed.notify_all()
-            return () if self._thread is None else (self._thread,)
+    def stop(self) -> None:
+        """No further part."""
+        self._stopped.set()
+        self._clips.put(None)
 
     def _run(self) -> None:
-        while not self._stopped.is_set():
-            with self._changed:
-                self._changed.wait_for(lambda: self._clip is not None or self._stopped.is_set())
-                clip, self._clip = self._clip, None
-            if clip is None:
-                return
+        while clip := self._clips.get():
             try:
                 self._upload(clip)
             except Interrupted:
@@ -145,11 +112,11 @@ class LiveLane:
         offset, numbers = 0, {_VIDEO: 0, _PICTURE: 0}
         part: _Part | None = None
         picture_s = -float("inf")
-        while not clip.ended and self._clip is None and not self._stopped.is_set():
+        while not clip.ended and self._clips.empty() and not self._stopped.is_set():
             if not self._may_upload():
                 self._stopped.wait(_PAUSE_S)
                 continue
-            begun_s, is_stored = self._monotonic(), False
+            begun_s, is_stored = time.monotonic(), False
             if part is None and (part := self._picture_if_late(clip, numbers[_PICTURE], offset, begun_s - picture_s)):
                 picture_s = begun_s
             part = part or self._next(clip, numbers[_VIDEO], offset)
@@ -159,34 +126,34 @@ class LiveLane:
                 part = None
             is_behind = is_stored and clip.new_bytes(offset) > self._rate_bytes_per_s * PART_EVERY_S
             is_first = is_stored and numbers[_VIDEO] == 1  # a small one: the pre-roll follows at once
-            passed_s = self._monotonic() - begun_s
-            self._stopped.wait(0.0 if is_behind or is_first else max(_PAUSE_S, PART_EVERY_S - passed_s))
+            left_s = begun_s + PART_EVERY_S - time.monotonic()
+            self._stopped.wait(0.0 if is_behind or is_first else max(_PAUSE_S, left_s))
 
     def _picture_if_late(self, clip: LiveClip, number: int, offset: int, since_picture_s: float) -> _Part | None:
         """A picture, where the video would come too late."""
         late_s = clip.new_bytes(offset) / self._rate_bytes_per_s
         if late_s <= LATE_S or since_picture_s < PICTURE_EVERY_S or (jpeg := clip.picture()) is None:
             return None
-        return _Part(number, _PICTURE, jpeg, "image/jpeg")
+        return _Part(number, _PICTURE, jpeg)
 
     def _next(self, clip: LiveClip, number: int, offset: int) -> _Part | None:
         """All that is new, but no more than the uplink takes within a moment."""
         limit_bytes = min(_MAX_PART_BYTES, max(_MIN_PART_BYTES, int(self._rate_bytes_per_s * PART_LIMIT_S)))
         content = clip.read(offset, limit_bytes if number else min(limit_bytes, _FIRST_PART_BYTES))
-        return _Part(number, _VIDEO, content, "application/octet-stream") if content else None
+        return _Part(number, _VIDEO, content) if content else None
 
     def _send(self, clip: LiveClip, part: _Part) -> bool:
         """Whether S3 has it."""
-        begun_s, name = self._monotonic(), f"{part.number:04}{part.suffix}"
+        begun_s = time.monotonic()
         try:
-            self._put(clip.event_id, name, part.content, number=part.number, content_type=part.content_type)
+            self._put(clip.event_id, *part)
         except UploadError as error:
             if self._failures.is_new(str(error)):
                 log.warning("live: a part of event %d is not uploaded (%s); the clip is, later", clip.event_id, error)
             return False
-        took_s = max(0.01, self._monotonic() - begun_s)
+        took_s = max(0.01, time.monotonic() - begun_s)
         if len(part.content) >= _MIN_PART_BYTES:
             self._rate_bytes_per_s = len(part.content) / took_s
         size_kb = len(part.content) // 1000
-        log.debug("live: %s of event %d, %d kB in %.2f s", name, clip.event_id, size_kb, took_s)
+        log.debug("live: %04d%s of event %d, %d kB in %.2f s", *part[:2], clip.event_id, size_kb, took_s)
         return True

@@ -5,16 +5,17 @@ Nothing here deletes, renames or follows a link. A file whose name is not an eve
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from guardianberry.disk import DiskThread
-from guardianberry.filenames import BestName, EventName, ImageName, VideoName, parse
+from guardianberry.filenames import BestName, EventName, VideoName, parse
 from guardianberry.logs import OncePerCause
 
 log = logging.getLogger(__name__)
@@ -25,28 +26,14 @@ _MAX_IMAGE_PAUSE_S = 300.0
 
 @dataclass(frozen=True)
 class MediaType:
-    """Images or videos: their folder and their bucket."""
+    """Images, videos or best pictures: their folder and their bucket."""
 
     word: str
     folder: Path
     bucket: str
-    name_type: type[ImageName] | type[VideoName] | type[BestName]
-    suffix: str
-    content_type: str
-    disk: DiskThread  # for whatever touches the folder: the sweep must go on where one of the two disks hangs
-
-
-def image_media_type(folder: Path, bucket: str) -> MediaType:
-    return MediaType("image", folder, bucket, ImageName, ".jpg", "image/jpeg", DiskThread())
-
-
-def video_media_type(folder: Path, bucket: str) -> MediaType:
-    return MediaType("video", folder, bucket, VideoName, ".mp4", "video/mp4", DiskThread())
-
-
-def best_media_type(videos: MediaType) -> MediaType:
-    """Best pictures of events. They lie beside the videos and go into their bucket, because no alert hangs on them."""
-    return replace(videos, word="best picture", name_type=BestName, suffix=".jpg", content_type="image/jpeg")
+    name_type: type[EventName]
+    # For whatever touches the folder: the sweep must go on where one of the two disks hangs.
+    disk: DiskThread = field(default_factory=DiskThread)
 
 
 @dataclass(frozen=True)
@@ -63,28 +50,27 @@ class QueuedFile:
 
 
 class Pending(NamedTuple):
-    """The number of queued files."""
+    """What is queued. Best pictures do not count."""
 
     images: int
     videos: int
+    oldest_start: int | None = None  # `recording_start_time` of the oldest file
 
 
-def list_queued(media_type: MediaType) -> tuple[list[QueuedFile], list[str]]:
-    """The event files of the folder, oldest event first, and the names that are no event's. Raises OSError.
+def list_queued(media_types: Sequence[MediaType]) -> tuple[list[QueuedFile], list[str]]:
+    """The event files of these types in their folder, oldest event first; names that are no event's. Raises OSError.
 
     Names that begin with a dot belong to files that are being written; they are in neither list.
     """
+    by_name = {each.name_type: each for each in media_types}
     queued, odd = [], []
-    for file_name in os.listdir(media_type.folder):
+    for file_name in os.listdir(media_types[0].folder):
         if file_name.startswith("."):
             continue
-        name = parse(file_name)
-        if isinstance(name, media_type.name_type):
+        if (name := parse(file_name)) and (media_type := by_name.get(type(name))):
             queued.append(QueuedFile(media_type, file_name, name))
-        elif media_type.name_type is ImageName or (
-            media_type.name_type is VideoName and not isinstance(name, BestName)
-        ):
-            odd.append(file_name)  # told once for each folder, and a best picture among the videos is not odd
+        else:
+            odd.append(file_name)
     queued.sort(key=lambda file: (file.name.recording_start_time, file.file_name))
     return queued, odd
 
@@ -106,11 +92,14 @@ class Queue:
     """
 
     def __init__(self, images: MediaType, videos: MediaType, clock: Callable[[], float]) -> None:
-        self._images, self._videos, self._clock = images, videos, clock
-        self._bests = best_media_type(videos)
+        # Best pictures of events lie beside the videos and go into their bucket, because no alert hangs on them.
+        bests = replace(videos, word="best picture", name_type=BestName)
+        self._media_types = (images, bests, videos)  # in the order of upload
+        self._folders = (self._media_types[:1], self._media_types[1:])
+        self._clock = clock
         self._once = OncePerCause()
-        self._odd: dict[str, set[str]] = {"image": set(), "video": set(), "best picture": set()}
-        self.unreadable: set[str] = set()  # media types whose folder could not be read the last time
+        self._odd: dict[Path, set[str]] = {}
+        self.unreadable: set[Path] = set()  # folders that could not be read the last time
         self._recovered = threading.Event()
         self._lock = threading.Lock()  # guards what follows
         self._successes = 0
@@ -118,12 +107,13 @@ class Queue:
         self._paused_until_s: dict[Path, float] = {}
 
     def pending(self) -> Pending:
-        return Pending(len(_list(self._images)), len(_list(self._videos)))
-
-    def oldest_start(self) -> int | None:
-        """`recording_start_time` of the oldest queued file."""
-        firsts = [queued[0] for queued in (_list(self._images), _list(self._videos)) if queued]
-        return min((queued.name.recording_start_time for queued in firsts), default=None)
+        starts: dict[str, list[int]] = {"image": [], "best picture": [], "video": []}
+        for media_types in self._folders:
+            with contextlib.suppress(OSError):
+                for queued in media_types[0].disk.call(list_queued, media_types)[0]:
+                    starts[queued.media_type.word].append(queued.name.recording_start_time)
+        images, videos = starts["image"], starts["video"]
+        return Pending(len(images), len(videos), min(images + videos, default=None))
 
     def files(self, closed: set[MediaType], wake: threading.Event) -> Iterator[QueuedFile]:
         """Each queued file once: the newest image, other images, best pictures, videos; none of a `closed` media type.
@@ -147,8 +137,7 @@ class Queue:
                 new = wake.is_set()
                 if self._recovered.is_set():  # what failed meanwhile goes in its usual order again
                     self._recovered.clear()
-                    media_types = (self._images, self._bests, self._videos)
-                    order.sort(key=lambda file: (media_types.index(file.media_type), *self._rank(file)))
+                    order.sort(key=self._rank)
                     woken = True
                 woken = woken or new
         if woken:
@@ -203,45 +192,37 @@ class Queue:
             log.warning("%s %s is left where it is: %s", queued.media_type.word, ascii(queued.file_name), reason)
 
     def _in_order(self) -> list[QueuedFile]:
-        images, bests, videos = (self._read(each) for each in (self._images, self._bests, self._videos))
-        now_s = self._clock()
+        there = [queued for media_types in self._folders for queued in self._read(media_types)]
+        now_s, paths = self._clock(), {queued.path for queued in there}
         with self._lock:
-            there = {queued.path for queued in images + bests + videos}
-            self._failures = {path: count for path, count in self._failures.items() if path in there}
+            self._failures = {path: count for path, count in self._failures.items() if path in paths}
             self._paused_until_s = {
-                path: at for path, at in self._paused_until_s.items() if at > now_s and path in there
+                path: at for path, at in self._paused_until_s.items() if at > now_s and path in paths
             }
-            newest, images = images[-1:], images[:-1]
-            for files in (images, bests, videos):
-                files.sort(key=self._rank)
-            return [queued for queued in newest + images + bests + videos if queued.path not in self._paused_until_s]
+            newest = [queued for queued in there if queued.media_type is self._media_types[0]][-1:]
+            order = newest + sorted((queued for queued in there if queued not in newest), key=self._rank)
+            return [queued for queued in order if queued.path not in self._paused_until_s]
 
-    def _rank(self, queued: QueuedFile) -> tuple[int, int, int, str]:
-        """Among files of its media type; the lowest goes first."""
+    def _rank(self, queued: QueuedFile) -> tuple[int, int, int, int, str]:
+        """The lowest goes first."""
         failures = self._failures.get(queued.path, _Failures())
         since_success = failures.since_success if failures.successes == self._successes else 0
-        return failures.before, since_success, queued.name.recording_start_time, queued.file_name
+        place = self._media_types.index(queued.media_type)
+        return place, failures.before, since_success, queued.name.recording_start_time, queued.file_name
 
-    def _read(self, media_type: MediaType) -> list[QueuedFile]:
-        word = media_type.word
+    def _read(self, media_types: Sequence[MediaType]) -> list[QueuedFile]:
+        folder, words = media_types[0].folder, f"{media_types[-1].word}s"
         try:
-            queued, odd = media_type.disk.call(list_queued, media_type)
+            queued, odd = media_types[0].disk.call(list_queued, media_types)
         except OSError as error:
-            if word not in self.unreadable:
-                log.warning("the folder of the %ss cannot be read: %s; it is tried again", word, error.strerror)
-            self.unreadable.add(word)
+            if folder not in self.unreadable:
+                log.warning("the folder of the %s cannot be read: %s; it is tried again", words, error.strerror)
+            self.unreadable.add(folder)
             return []
-        self.unreadable.discard(word)
-        new, self._odd[word] = sorted(set(odd) - self._odd[word]), set(odd)
+        self.unreadable.discard(folder)
+        new, self._odd[folder] = sorted(set(odd) - self._odd.get(folder, set())), set(odd)
         if new:
             examples = ", ".join(ascii(name) for name in new[:3]) + (", ..." if len(new) > 3 else "")
-            text = "left in the folder of the %ss, because their names are not an event's: %d files, %s"
-            log.warning(text, word, len(new), examples)
+            text = "left in the folder of the %s, because their names are not an event's: %d files, %s"
+            log.warning(text, words, len(new), examples)
         return queued
-
-
-def _list(media_type: MediaType) -> list[QueuedFile]:
-    try:
-        return media_type.disk.call(list_queued, media_type)[0]
-    except OSError:
-        return []

@@ -5,6 +5,7 @@ This module holds the only boto3 client. It tries twice at most; the sweep tries
 
 from __future__ import annotations
 
+import base64
 import functools
 import gzip
 import ipaddress
@@ -58,10 +59,9 @@ _OPTIONAL = {
 
 
 def keep_libraries_quiet() -> None:
-    """No log line of the libraries, whatever the root logger's level is.
+    """No log line of theirs: debug lines hold signatures and tokens, a warning quotes what a credential_process wrote.
 
-    Debug lines hold signatures and session tokens, and a warning quotes what a credential_process wrote. All that
-    matters comes out of `put` as an exception.
+    All that matters comes out of `put` as an exception.
     """
     for name in ("boto3", "botocore", "urllib3", "s3transfer"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -122,23 +122,21 @@ class S3:
             self._addresses.look_up((name, url.port or (443 if url.scheme == "https" else 80)))
         return client
 
-    def put(
-        self, bucket: str, key: str, body: Body, *, crc32_base64: str, content_type: str, metadata: Mapping[str, str]
-    ) -> bool:
+    def put(self, bucket: str, key: str, body: Body, *, content_type: str, metadata: Mapping[str, str]) -> bool:
         """Store `body` as one object. True: stored now. False: it was there already. S3 has confirmed either.
 
         Raises UploadError, or what `body` raises.
         """
         client = self._ready_client()
         asked = {"Bucket": bucket, "Key": key, "Body": body, "ContentType": content_type, "Metadata": dict(metadata)}
-        optional = {"IfNoneMatch": "*", "ServerSideEncryption": self._encryption, "ChecksumCRC32": crc32_base64}
+        checksum = base64.b64encode(body.crc32.to_bytes(4)).decode()
+        optional = {"IfNoneMatch": "*", "ServerSideEncryption": self._encryption, "ChecksumCRC32": checksum}
         optional = {name: value for name, value in optional.items() if value and name not in self._left_out}
         try:
             return self._put_once(client, **asked, **optional)
         except UploadError as error:
-            if not error.detail.startswith(("HTTP 400", "HTTP 501")) or str(error) in self._not_to_blame:
-                raise
-            if error.cause not in (UNSUPPORTED, REJECTED):
+            about_a_part = error.cause in (UNSUPPORTED, REJECTED) and error.detail.startswith(("HTTP 400", "HTTP 501"))
+            if not about_a_part or str(error) in self._not_to_blame:
                 raise
             for left_out in _combinations(list(optional), error.cause):
                 kept = {name: value for name, value in optional.items() if name not in left_out}

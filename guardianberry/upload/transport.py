@@ -6,6 +6,7 @@ uses before botocore sees it. The server may be hostile: it may answer for ever,
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.client
 import ipaddress
@@ -32,9 +33,8 @@ _READ_TIMEOUT_S = 10.0
 # For the request: this, and the time that the body takes at 32 kbit/s. Then for the answer: this again.
 _REQUEST_TIMEOUT_S = 30.0
 _MIN_RATE_BYTES_PER_S = 4_000
-# The send buffer of a connection; Linux doubles it, to 32 KiB. By default it grows to 4 MB. On a home's uplink of
-# 300 kbit/s that takes longer to send than the read timeout, and an alert would have to wait for it. 32 KiB are sent
-# within a second there, and are enough for 8 Mbit/s to a server 30 ms away.
+# Linux doubles it. By default it grows to 4 MB: an uplink of 300 kbit/s needs more than the read timeout for that, and
+# an alert would wait for it. 32 KiB take a second there, and are enough for 8 Mbit/s to a server 30 ms away.
 _SEND_BUFFER_BYTES = 16 * 1024
 _MAX_ANSWER_BYTES = 64 * 1024
 _MAX_LINE_BYTES = 8 * 1024
@@ -70,6 +70,13 @@ class Exchange:
         self.limit(self.limit_s)
         return self
 
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
     def limit(self, limit_s: float) -> None:
         """The time that is left from now on."""
         self._timer.cancel()
@@ -77,13 +84,6 @@ class Exchange:
         self._timer = threading.Timer(limit_s, self._expire)
         self._timer.daemon = True
         self._timer.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-        with self._lock:
-            if self._socket is not None:
-                self._socket.close()
-                self._socket = None
 
     def connect(self, server: Server, options: Any, *, only_here: bool) -> socket.socket:
         found = self._addresses.find(server)
@@ -107,10 +107,8 @@ class Exchange:
         with self._lock:
             self.is_expired = True
             if self._socket is not None:
-                try:
+                with contextlib.suppress(OSError):  # the other end has closed it already
                     self._socket.shutdown(socket.SHUT_RDWR)
-                except OSError:  # the other end has closed it already
-                    pass
 
 
 _local = threading.local()  # `exchange`: the one of this thread. urllib3 makes the connections, so they cannot be told
@@ -212,10 +210,10 @@ class _Session(botocore.httpsession.URLLib3Session):
 
 
 class Transport:
-    """Sends signed requests in place of botocore's connection pool.
+    """Sends signed requests in place of botocore's connection pool. The certificate is always checked.
 
-    Each upload has a fresh connection. A home router drops an idle one without telling either end; an alert would wait
-    for the read timeout of ten seconds until that is noticed. The certificate is always checked.
+    Each upload has a fresh connection: a home router drops an idle one without telling either end, and an alert would
+    wait for the read timeout of ten seconds.
     """
 
     def __init__(self, addresses: Addresses, ca_bundle: str | None) -> None:

@@ -2,96 +2,63 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
 import hashlib
 import os
 import stat
-import threading
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from guardianberry.filenames import BestName, VideoName
 from guardianberry.mp4_boxes import read_boxes
-from guardianberry.upload.errors import Interrupted
 from guardianberry.upload.queue import QueuedFile
 
 _BLOCK_BYTES = 16 * 1024  # sent at once: 0.4 s on an uplink of 300 kbit/s
-# While an alert is being uploaded, other uploads send one block in this time: often enough that no server hangs up.
-_PAUSED_BLOCK_S = 8.0
 _HASH_BLOCK_BYTES = 1024 * 1024
 _MAX_IMAGE_BYTES = 20_000_000
 # What a clip may weigh: 20 Mbit/s and some more, for two minutes at most. A file of 5 GiB that is mostly a hole takes
 # no room on the disk and would be sent for days.
 _MAX_CLIP_BYTES_PER_S, _MAX_CLIP_S, _MAX_CLIP_OVERHEAD_BYTES = 2_500_000, 120, 25_000_000
+CONTENT_TYPES = {".jpg": "image/jpeg", ".mp4": "video/mp4", ".part": "application/octet-stream"}
 _KEY_NAMESPACE = uuid.UUID("4f0ed20b-7f0a-4a8e-9b6c-51d9ab1d5b8a")  # random; a change of it would change every key
 _EVENT_NAMESPACE = uuid.UUID("b0c6e8a7-3d1f-4f53-8e39-6a0d5c7f2e11")  # random, as the next one
 _CAMERA_NAMESPACE = uuid.UUID("2f9d41c8-70b5-4a6e-93f2-1e8b6c0a5d74")  # also in viewer/objects.py
 
-
 ReadAt = Callable[[int, int], bytes]  # (size, offset) as os.pread takes them; may raise OSError
+
+
+def slices(content: bytes) -> ReadAt:
+    return lambda size, offset: content[offset : offset + size]
 
 
 class UnfitError(Exception):
     """The file must not be uploaded. The text says why, for a person."""
 
 
-class Gate:
-    """Pauses other uploads while an alert is being uploaded, so that the alert has the uplink for itself."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._alerts = 0
-        self._stopping = False
-
-    @contextmanager
-    def alert(self) -> Iterator[None]:
-        with self._changed:
-            self._alerts += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._alerts -= 1
-                self._changed.notify_all()
-
-    def wait_for_alerts(self) -> None:
-        """Returns when no alert is being uploaded, after `_PAUSED_BLOCK_S` at the latest. Raises Interrupted."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._alerts == 0 or self._stopping, _PAUSED_BLOCK_S)
-            if self._stopping:
-                raise Interrupted
-
-    @property
-    def is_closed(self) -> bool:
-        """An alert is being uploaded now."""
-        with self._changed:
-            return self._alerts > 0
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
-
-
 class Body:
     """What boto3 reads of a source: one small block at a time. `before_block` is called first and may wait.
 
-    The length is fixed at the start. If a file becomes shorter or cannot be read, the upload ends with an OSError,
-    which is kept in `error`, because botocore reports it as an error of the network.
+    Length and checksum are fixed at the start. If a file becomes shorter or cannot be read, the upload ends with an
+    OSError, which is kept in `error`, because botocore reports it as an error of the network.
     """
 
-    def __init__(self, read_at: ReadAt, size_bytes: int, before_block: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, read_at: ReadAt, size_bytes: int, *, crc32: int, before_block: Callable[[], None] = lambda: None
+    ) -> None:
         self.error: OSError | None = None
+        self.crc32 = crc32
         self._read_at = read_at
         self._size_bytes = size_bytes
         self._position = 0
         self._before_block = before_block
+
+    @classmethod
+    def of(cls, content: bytes, before_block: Callable[[], None] = lambda: None) -> Body:
+        return cls(slices(content), len(content), crc32=zlib.crc32(content), before_block=before_block)
 
     def read(self, size: int = -1) -> bytes:
         left_bytes = self._size_bytes - self._position
@@ -124,11 +91,8 @@ class Source:
     def __init__(self, queued: QueuedFile, size_bytes: int, read_at: ReadAt) -> None:
         self.queued, self.size_bytes, self._read_at = queued, size_bytes, read_at
 
-    def body(self, before_block: Callable[[], None]) -> Body:
-        return Body(self._read_at, self.size_bytes, before_block)
-
-    def key_and_crc32(self, serial: str) -> tuple[str, str]:
-        """The object's key, and the content's CRC-32 as S3 wants it. Raises OSError.
+    def key_and_body(self, serial: str, before_block: Callable[[], None] = lambda: None) -> tuple[str, Body]:
+        """The object's key, and its content for boto3. Raises OSError.
 
         The key is a UUID made of the content, the event's start, the serial number and the media type. It is the same
         at every try, after a restart, and for the file and the copy of it in memory. Two events never share one: a
@@ -139,12 +103,14 @@ class Source:
             content.update(block)
             crc32 = zlib.crc32(block, crc32)
             offset += len(block)
-        media_type, start = self.queued.media_type, self.queued.name.recording_start_time
-        checksum = base64.b64encode(crc32.to_bytes(4)).decode()
-        if isinstance(self.queued.name, BestName):  # one an event
-            return f"best/{event_uuid(serial, start)}{media_type.suffix}", checksum
-        seed = f"{serial}/{media_type.word}/{start}/{content.hexdigest()}"
-        return f"{uuid.uuid5(_KEY_NAMESPACE, seed)}{media_type.suffix}", checksum
+        start = self.queued.name.recording_start_time
+        if isinstance(self.queued.name, BestName):
+            stem = f"best/{event_uuid(serial, start)}"  # one an event
+        else:
+            seed = f"{serial}/{self.queued.media_type.word}/{start}/{content.hexdigest()}"
+            stem = str(uuid.uuid5(_KEY_NAMESPACE, seed))
+        body = Body(self._read_at, self.size_bytes, crc32=crc32, before_block=before_block)
+        return stem + self.queued.path.suffix, body
 
     def delete(self) -> bool:
         """S3 has the content, so it can go here. False where it was changed meanwhile and is kept. Raises OSError."""
@@ -176,10 +142,6 @@ class OpenFile(Source):
         return self.queued.media_type.disk.call(os.pread, self._descriptor, size, offset)
 
     def delete(self) -> bool:
-        """Remove the file from the disk. False, and nothing removed, if it was changed or replaced since the opening.
-
-        Raises OSError.
-        """
         return self.queued.media_type.disk.call(self._delete)
 
     def _delete(self) -> bool:
@@ -196,21 +158,14 @@ class OpenFile(Source):
             raise UnfitError("it is not an ordinary file")
         if self.size_bytes == 0:
             raise UnfitError("it is empty")
-        name = self.queued.name
-        is_image = not isinstance(name, VideoName)
-        if self.size_bytes > (_max_clip_bytes(name) if isinstance(name, VideoName) else _MAX_IMAGE_BYTES):
+        name, limit_bytes, format_, is_whole = self.queued.name, _MAX_IMAGE_BYTES, "JPEG", _is_whole_jpeg
+        if isinstance(name, VideoName):
+            limit_bytes = _MAX_CLIP_OVERHEAD_BYTES + _MAX_CLIP_BYTES_PER_S * min(name.duration, _MAX_CLIP_S)
+            format_, is_whole = "MP4", _is_playable_mp4
+        if self.size_bytes > limit_bytes:
             raise UnfitError(f"{self.size_bytes / 1e6:.0f} MB are more than its name can stand for")
-        try:
-            if is_image and not _is_whole_jpeg(self._descriptor, self.size_bytes):
-                raise UnfitError("it is not a complete JPEG")
-            if not is_image and not _is_playable_mp4(self._descriptor, self.size_bytes):
-                raise UnfitError("it is not a complete MP4")
-        except OSError as error:
-            raise UnfitError(f"it cannot be read: {error.strerror}") from error
-
-
-def _max_clip_bytes(name: VideoName) -> int:
-    return _MAX_CLIP_OVERHEAD_BYTES + _MAX_CLIP_BYTES_PER_S * min(name.duration, _MAX_CLIP_S)
+        if not is_whole(self._descriptor, self.size_bytes):  # an OSError is told by the sweep as "it cannot be read"
+            raise UnfitError(f"it is not a complete {format_}")
 
 
 def _version(status: os.stat_result) -> tuple[int, int, int, int]:
@@ -224,9 +179,8 @@ def _open(path: Path) -> int:
     except FileNotFoundError:
         raise
     except OSError as error:
-        if path.is_symlink():
-            raise UnfitError("it is a link") from error
-        raise UnfitError(f"it cannot be opened: {error.strerror}") from error
+        reason = "it is a link" if path.is_symlink() else f"it cannot be opened: {error.strerror}"
+        raise UnfitError(reason) from error
 
 
 def _is_whole_jpeg(descriptor: int, size_bytes: int) -> bool:
