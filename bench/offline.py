@@ -113,8 +113,7 @@ def play(
     starts_s, inferences, count = [], 0, 0
     for time_s, confidences, frame in seen:
         count += 1
-        attentive = recorder.suspects or recorder.recording
-        if gate is not None and not gate.needs_inference(frame.luma(), time_s, attentive=attentive):
+        if gate is not None and not gate.needs_inference(frame.luma(), time_s, attentive=recorder.attentive):
             continue
         inferences += 1
         action = recorder.step(Inference(time_s, confidences))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from guardianberry.detection.detector import Person
+from guardianberry.disk import write_atomically
 from guardianberry.filenames import ImageName, parse
 from guardianberry.recording.alert_images import Alert, AlertImages
 from guardianberry.recording.clock import Clock
@@ -119,12 +120,29 @@ def test_an_image_that_s3_does_not_take_is_saved_and_the_uploader_told(rig):
     assert (rig.path / NAME.encode()).read_bytes() == JPEG
 
 
-def test_an_image_that_is_stored_after_it_was_saved_leaves_the_disk(rig):
+@pytest.mark.parametrize("moment", ["while it is written", "when it has just been written", "when it is told"])
+def test_an_image_that_is_stored_while_it_is_saved_leaves_the_disk(rig, monkeypatch, moment):
+    """The uploader deletes what is stored later, of which it has been told."""
+
+    def store() -> None:
+        rig.uploader.store(NAME.encode())
+
+    def write(path: Path, content: bytes) -> None:
+        if moment == "while it is written":
+            store()
+        write_atomically(path, content)
+        if moment == "when it has just been written":
+            store()
+
+    monkeypatch.setattr("guardianberry.recording.alert_images.write_atomically", write)
+    if moment == "when it is told":
+        monkeypatch.setattr(rig.uploader, "alert_saved", lambda file_name: store())
     rig.start()
-    rig.add()
-    wait_until(lambda: rig.uploader.saved)
-    rig.uploader.store(NAME.encode())
-    wait_until(lambda: not rig.names())
+    alert = rig.add()
+    wait_until(alert.is_safe.is_set)
+    rig.images.close(5)
+    assert not rig.names()
+    assert not rig.uploader.saved, "the sweep would take it"
 
 
 @pytest.mark.parametrize("disk", ["read-only", "full", "gone"])
@@ -148,7 +166,7 @@ def test_a_disk_that_takes_nothing_keeps_the_image_in_memory_and_gets_it_when_it
             alert = rig.add()
             wait_until(lambda: "WARNING" in caplog.text)
             images.unlink()
-        assert not alert.is_saved
+        assert not alert.is_safe.is_set()
         rig.images.folder.wake()
         wait_until(lambda: rig.uploader.saved == [NAME.encode()])
         assert (images / NAME.encode()).read_bytes() == JPEG
@@ -239,7 +257,7 @@ def test_a_held_image_gets_its_time_and_is_offered_once_the_clock_is_set(rig):
     rig.is_synchronised = False
     rig.start()
     alert = rig.add(is_held=True)
-    wait_until(lambda: alert.is_saved)
+    wait_until(alert.is_safe.is_set)
     assert rig.names() == [rig.clock.hold(NAME, 1000.0)]
     assert not rig.uploader.offered, "it has no true time yet"
     rig.time.step_wall(86_400)

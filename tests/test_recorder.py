@@ -139,13 +139,15 @@ def test_losing_the_camera_ends_the_event_and_forgets_the_window():
     assert not recorder.recording
 
 
-def test_a_person_is_suspected_from_the_first_detection_until_the_event_starts_or_the_window_is_over():
+def test_every_frame_is_checked_from_the_first_detection_until_the_window_or_the_event_is_over():
     recorder = make(detections_to_start=2)
     states = []
     for time_s, people in seconds("..1...1.1"):
         recorder.step(Inference(time_s, [0.5] * people))
-        states.append(recorder.suspects)
-    assert states == [False, False, True, True, True, False, True, True, False]
+        states.append(recorder.attentive)
+    assert states == [False, False, True, True, True, False, True, True, True]
+    recorder.end(9, "no camera")
+    assert not recorder.attentive
 
 
 inferences = st.lists(st.tuples(st.floats(0.01, 15), st.integers(0, 3)), max_size=200)

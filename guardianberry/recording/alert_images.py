@@ -38,23 +38,19 @@ class Alert:
     time_s: float
     is_held: bool  # the clock is not set yet: the event id in `name` will change
     is_stored: bool = False  # in S3
-    is_saved: bool = False  # in images/
-    is_safe: threading.Event = field(default_factory=threading.Event)  # from a kill: stored or saved
+    is_safe: threading.Event = field(default_factory=threading.Event)  # from a kill: in S3 or in images/
 
 
 class AlertImages:
     """Keeps each image in memory until S3 or the disk has it: the newest 20 MB of them."""
 
     def __init__(self, path: Path, *, clock: Clock, uploader: Uploader, reserve: Reserve) -> None:
-        self._clock = clock
-        self._uploader = uploader
-        self._reserve = reserve
-        self._lock = threading.Lock()  # guards what follows, and the flags of the alerts
+        self._clock, self._uploader, self._reserve = clock, uploader, reserve
+        self._lock = threading.Lock()  # guards `_unsaved`
         self._unsaved: list[Alert] = []
-        self._stored: list[Path] = []  # saved files that are in S3
         self.folder = FolderThread(
             path,
-            (self._save, self._remove_stored, self._release_held, reserve.fill),
+            (self._save, self._release_held, reserve.fill),
             on_disk=lambda: remove_parts(path),
             consequence="alert images are uploaded from memory, and kept there for S3,",
         )
@@ -83,22 +79,20 @@ class AlertImages:
         )
 
     def _set_stored(self, alert: Alert) -> None:
+        alert.is_stored = True
+        self._set_safe(alert)
+
+    def _set_safe(self, alert: Alert) -> None:
         with self._lock:
-            alert.is_stored = True
-            if alert.is_saved:
-                self._stored.append(self.folder.path / alert.name.encode())
-            elif alert in self._unsaved:
+            if alert in self._unsaved:
                 self._unsaved.remove(alert)
         alert.is_safe.set()
-        self.folder.wake()
 
     # In the folder's thread
 
     def _save(self) -> None:
         """Raises OSError where the disk takes an image not; the images then stay in memory."""
-        with self._lock:
-            unsaved = list(self._unsaved)
-        for alert in unsaved:
+        for alert in list(self._unsaved):
             self._save_one(alert)
 
     def _save_one(self, alert: Alert) -> None:
@@ -112,28 +106,17 @@ class AlertImages:
             if error.errno != errno.ENOSPC or not self._reserve.give_up():
                 raise
             write_atomically(path, alert.jpeg)
-        with self._lock:
-            alert.is_saved = True
-            if alert in self._unsaved:
-                self._unsaved.remove(alert)
-            if alert.is_stored:
-                self._stored.append(path)
-        alert.is_safe.set()
+        self._set_safe(alert)
         if not alert.is_held and not alert.is_stored:
-            self._uploader.alert_saved(file_name)
-
-    def _remove_stored(self) -> None:
-        while self._stored:
-            self._stored[0].unlink(missing_ok=True)
-            self._stored.pop(0)
+            self._uploader.alert_saved(file_name)  # which deletes the file once S3 has the image
+        if alert.is_stored:  # before it was saved; the uploader knows nothing of the file
+            path.unlink(missing_ok=True)
 
     def _release_held(self) -> None:
         """Once the clock is set, upload the images that were held."""
         if not self._clock.is_set():
             return
-        with self._lock:
-            held = [alert for alert in self._unsaved if alert.is_held]
-        for alert in held:
+        for alert in [alert for alert in list(self._unsaved) if alert.is_held]:
             alert.name = with_event_id(alert.name, self._clock.event_id_of_held(round(alert.time_s * 1000)))
             alert.is_held = False
             self._offer(alert)

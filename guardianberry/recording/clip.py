@@ -14,6 +14,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,49 +35,37 @@ _SECOND_FRAME_S = 0.5  # the time to wait for the frame that makes the first one
 _MAX_WAIT_S = 5.0  # for the folder, and for the alert image
 
 
+@dataclass(eq=False)
 class ClipWriter:
-    """Records one event in a thread of its own: the caller never waits for the disk.
+    """Records one event in a thread of its own, from now on: the caller never waits for the disk.
 
     The file is made once the folder `is_ready`. It is called `.part-...`, and a kill takes it, until a frame of it is
-    readable and `alert_is_safe`, so that no kill leaves a clip without its image. Called from the thread: `begun` with
-    True once a kill cannot take the clip, or with False where there is none; `finished` with the path of the finished
-    clip; `left` with the path of one that cannot be finished now; `failed` with the error of a disk that takes none.
-    `final_name` makes the name of the finished file. `begin_live` is called with a descriptor of the file once a kill
-    cannot take it; what it returns is told of the end before the file is closed.
+    readable and `alert_is_safe`, so that no kill leaves a clip without its image. The functions are called from the
+    thread.
     """
 
-    def __init__(
-        self,
-        tap: Tap,
-        folder: Path,
-        *,
-        name: VideoName,
-        final_name: Callable[[VideoName], str],
-        max_duration_s: float,
-        frame_rate_fps: float,
-        is_ready: threading.Event,
-        alert_is_safe: threading.Event,
-        begun: Callable[[bool], None],
-        finished: Callable[[Path], None],
-        left: Callable[[Path], None],
-        failed: Callable[[OSError], None],
-        begin_live: Callable[[int], LiveClip] | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.event_id = name.recording_start_time
-        self._tap = tap
-        self._folder = folder
-        self._name = dataclasses.replace(name, duration=0)
-        self._final_name = final_name
-        self._max_duration_s = max_duration_s
-        self._frame_rate_fps = frame_rate_fps
-        self._is_ready, self._alert_is_safe = is_ready, alert_is_safe
-        self._begun, self._finished, self._left, self._failed = begun, finished, left, failed
-        self._begin_live = begin_live
+    tap: Tap
+    folder: Path
+    _: KW_ONLY
+    name: VideoName  # as it is known now
+    final_name: Callable[[VideoName], str]  # of the finished file
+    max_duration_s: float
+    frame_rate_fps: float
+    is_ready: threading.Event
+    alert_is_safe: threading.Event
+    begun: Callable[[bool], None]  # True: a kill cannot take the clip; False: it is over. The first call counts
+    finished: Callable[[Path], None]
+    left: Callable[[Path], None]  # an open clip that cannot be finished now
+    failed: Callable[[OSError], None]  # the disk takes no clip
+    # With a descriptor of the file, once a kill cannot take it. The result is told before the file is closed.
+    begin_live: Callable[[int], LiveClip] | None = None
+    monotonic: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self.event_id = self.name.recording_start_time
+        self.name = dataclasses.replace(self.name, duration=0)
         self._live: LiveClip | None = None
-        self._is_begun: bool | None = None
-        self._monotonic = monotonic
-        self._full_at_s = monotonic() + max_duration_s
+        self._full_at_s = self.monotonic() + self.max_duration_s
         self._facts: EventFacts | None = None
         self._stop: Stop | None = None
         self._end_reason: str | None = None
@@ -89,9 +78,9 @@ class ClipWriter:
         """Why the clip takes no more video; None while it does. Touches no disk, and holds where the disk hangs."""
         if self._end_reason:
             return self._end_reason
-        if self._tap.ended:
+        if self.tap.ended:
             return "no more video from the camera"
-        return "the clip has its full length" if self._monotonic() >= self._full_at_s else None
+        return "the clip has its full length" if self.monotonic() >= self._full_at_s else None
 
     def update(self, facts: EventFacts) -> None:
         """Keep what is known of the event for the file's name."""
@@ -101,7 +90,7 @@ class ClipWriter:
         """Ask for the end of the clip; returns at once."""
         self._facts = stop.facts
         self._stop = stop
-        self._tap.close()
+        self.tap.close()
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the end of the thread; returns whether it has ended."""
@@ -110,9 +99,9 @@ class ClipWriter:
 
     def _run(self) -> None:
         try:
-            self._wait_for(self._is_ready)
+            self._wait_for(self.is_ready)
             # By its descriptor the folder stays the same one, whatever is mounted over it meanwhile.
-            descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 self._record(Path(f"/proc/self/fd/{descriptor}"))
             finally:
@@ -120,26 +109,25 @@ class ClipWriter:
         except WRITE_ERRORS as error:
             self._end_reason = f"there is no clip ({_reason(error)})"
             if isinstance(error, OSError) and error.errno:
-                self._failed(error)
+                self.failed(error)
         except Exception:
-            if self._live is not None:
-                self._live.end()
             log.exception("clip: of event %d is left for the next start to finish", self.event_id)
             self._end_reason = "an error of the program"
         finally:
-            self._tap.close()
-            self._wait_for(self._alert_is_safe)
-            self._tell_begun(False)
+            self._end_live()
+            self.tap.close()
+            self._wait_for(self.alert_is_safe)
+            self.begun(False)
 
     def _record(self, folder: Path) -> None:
-        first = self._tap.get(0)
+        first = self.tap.get(0)
         if first is None or not first.is_key:
             raise OSError("the camera has not delivered a key frame yet")
-        size = {"width": first.width or self._name.width, "height": first.height or self._name.height}
-        self._name = dataclasses.replace(self._name, **size)
-        self._path = folder / (PART_PREFIX + OPEN_PREFIX + self._final_name(self._name))
+        size = {"width": first.width or self.name.width, "height": first.height or self.name.height}
+        self.name = dataclasses.replace(self.name, **size)
+        self._path = folder / (PART_PREFIX + OPEN_PREFIX + self.final_name(self.name))
         self._path.unlink(missing_ok=True)  # FFmpeg would write through a link, and wait for the reader of a pipe
-        self._mp4 = Mp4Writer(self._path, **size, frame_rate_fps=self._frame_rate_fps)
+        self._mp4 = Mp4Writer(self._path, **size, frame_rate_fps=self.frame_rate_fps)
         try:
             self._write_until_stopped(first)
         except WRITE_ERRORS as error:
@@ -149,24 +137,20 @@ class ClipWriter:
                 self._path.unlink(missing_ok=True)
                 raise
             self._end_reason = f"the disk refuses ({_reason(error)})"
-            log.warning(
-                "clip: cannot write %s (%s); the %.1f s so far are kept",
-                self._path.name,
-                _reason(error),
-                self._mp4.duration_s,
-            )
-        self._tap.close()
+            text = "clip: cannot write %s (%s); the %.1f s so far are kept"
+            log.warning(text, self._path.name, _reason(error), self._mp4.duration_s)
+        self.tap.close()
         self._finish()
 
     def _write_until_stopped(self, first: AccessUnit) -> None:
         takes_more = self._write_available(first)
         if takes_more and not self._mp4.is_readable:  # the camera has just started
-            takes_more = self._write_available(self._tap.get(_SECOND_FRAME_S))
-        self._wait_for(self._alert_is_safe)
+            takes_more = self._write_available(self.tap.get(_SECOND_FRAME_S))
+        self._wait_for(self.alert_is_safe)
         while takes_more:
             self._sync_and_rename()
-            unit = self._tap.get(0.1)
-            if unit is None and (self._stop or self._tap.ended):
+            unit = self.tap.get(0.1)
+            if unit is None and (self._stop or self.tap.ended):
                 return
             takes_more = self._write_available(unit)
 
@@ -181,21 +165,20 @@ class ClipWriter:
         while unit is not None:
             if self._stop is not None and unit.arrival_s > self._stop.time_s:
                 return False
-            if self._mp4.duration_with_s(unit) > self._max_duration_s:
+            if self._mp4.duration_with_s(unit) > self.max_duration_s:
                 self._end_reason = "the clip has its full length"
                 return False
             self._mp4.write(unit)
-            unit = self._tap.get(0)
+            unit = self.tap.get(0)
         return True
 
     def _sync_and_rename(self) -> None:
-        if self._facts is not None:
-            self._name = _with_facts(self._name, self._facts)
+        self._follow_facts()
         if self._mp4.is_readable:
-            path = self._path.with_name(OPEN_PREFIX + self._final_name(self._name))
+            path = self._path.with_name(OPEN_PREFIX + self.final_name(self.name))
             if path != self._path:
                 self._path = self._path.rename(path)
-            self._tell_begun(True)
+            self.begun(True)
             self._go_live()
         if self._mp4.duration_s - self._synced_s >= _SYNC_INTERVAL_S:
             fsync_path(self._path)
@@ -203,59 +186,49 @@ class ClipWriter:
             self._synced_s = self._mp4.duration_s
 
     def _go_live(self) -> None:
-        """Once. Where there is no descriptor or no thread left, the clip goes on without."""
-        begin, self._begin_live = self._begin_live, None
+        """Once. Where there is no descriptor left, the clip goes on without."""
+        begin, self.begin_live = self.begin_live, None
         if begin is None:
             return
         try:
             self._live = begin(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC))
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             log.warning("clip: %s is not uploaded while it is recorded (%s)", self._path.name, _reason(error))
 
-    def _tell_begun(self, is_begun: bool) -> None:
-        if self._is_begun is None:
-            self._is_begun = is_begun
-            self._begun(is_begun)
-
-    def _finish(self) -> None:
-        is_closed = False
+    def _end_live(self) -> None:
         if self._live is not None:
             self._live.end()
+
+    def _finish(self) -> None:
+        self._end_live()
+        duration_s = self._mp4.duration_s
         try:
-            self._mp4.close()
-            is_closed = True
-        except WRITE_ERRORS as error:  # a full disk: what was written is playable
-            log.warning("clip: cannot close %s (%s)", self._path.name, _reason(error))
-        try:
-            duration_s = self._mp4.duration_s
-            if not is_closed:
-                duration_s = cut_to_whole_fragments(self._path, frame_rate_fps=self._frame_rate_fps)
-            if self._facts is not None:
-                self._name = _with_facts(self._name, self._facts)
-            path = finish_file(self._path, self._name, duration_s, self._max_duration_s, self._final_name)
+            try:
+                self._mp4.close()
+            except WRITE_ERRORS as error:  # a full disk: what was written is playable
+                log.warning("clip: cannot close %s (%s)", self._path.name, _reason(error))
+                duration_s = cut_to_whole_fragments(self._path, frame_rate_fps=self.frame_rate_fps)
+            self._follow_facts()
+            path = finish_file(self._path, self.name, duration_s, self.max_duration_s, self.final_name)
         except WRITE_ERRORS as error:
             log.warning("clip: %s cannot be finished (%s); it is tried again", self._path.name, _reason(error))
-            self._left(self._folder / self._path.name)
+            self.left(self.folder / self._path.name)
             return
-        self._tell_begun(True)
+        self.begun(True)
         try:
-            self._finished(_bring_back(path, self._folder))
+            self.finished(_bring_back(path, self.folder))
         except OSError as error:
-            log.warning(
-                "clip: %s is finished, but not in reach (%s): it is uploaded when %s/ is on its first disk again",
-                path.name,
-                _reason(error),
-                self._folder.name,
-            )
+            text = "clip: %s is finished, but not in reach (%s): it is uploaded when %s/ is on its first disk again"
+            log.warning(text, path.name, _reason(error), self.folder.name)
+
+    def _follow_facts(self) -> None:
+        if self._facts is not None:
+            self.name = dataclasses.replace(self.name, **dataclasses.asdict(self._facts))
 
 
 def _reason(error: Exception) -> str:
     """Without the path, which names the folder by its descriptor."""
     return getattr(error, "strerror", None) or str(error)
-
-
-def _with_facts(name: VideoName, facts: EventFacts) -> VideoName:
-    return dataclasses.replace(name, **dataclasses.asdict(facts))
 
 
 def _bring_back(path: Path, folder: Path) -> Path:

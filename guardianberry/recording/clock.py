@@ -19,9 +19,7 @@ from guardianberry.filenames import EventName, HeldName, free_path, parse_held, 
 log = logging.getLogger(__name__)
 
 TIMESYNCD_MARKER = Path("/run/systemd/timesync/synchronized")
-# After the boot, events wait this long for NTP to set the clock, then take its time as it is: a wrong date is better
-# than an event that never leaves the house.
-CLOCK_WAIT_S = 120.0
+CLOCK_WAIT_S = 120.0  # after the boot, for NTP to set the clock
 _BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 _TIME_ERROR = 5  # adjtimex(2): the kernel's clock is not synchronised
 
@@ -36,10 +34,10 @@ def system_clock_is_synchronised() -> bool:
 
 
 class Clock:
-    """The wall time for event ids, and whether it is set.
+    """The wall time for event ids.
 
     The clock counts as set, from then on for ever, once `is_synchronised` returns True, or `wait_s` after the boot: a
-    wrong event id is better than an event that is never uploaded.
+    wrong date is better than an event that never leaves the house.
     """
 
     def __init__(
@@ -52,22 +50,15 @@ class Clock:
         since_boot: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._wait_s = wait_s
-        self._is_synchronised = is_synchronised
-        self._wall = wall
-        self._monotonic = monotonic
-        self._since_boot = since_boot
-        self._pause = pause
+        self.monotonic = monotonic  # seconds for intervals: never set, never steps
+        self._wait_s, self._is_synchronised = wait_s, is_synchronised
+        self._wall, self._since_boot, self._pause = wall, since_boot, pause
         self._lock = threading.Lock()
         self._is_set = False
         self._used_event_ids: set[int] = set()
         self._event_ids_of_held: dict[int, int] = {}  # by the monotonic millisecond of the event
         self._begun_s = monotonic()
         self.boot = _BOOT_ID_FILE.read_text(encoding="ascii")[:8] if _BOOT_ID_FILE.exists() else "00000000"
-
-    def monotonic(self) -> float:
-        """Seconds for intervals: never set, never steps."""
-        return self._monotonic()
 
     def is_set(self) -> bool:
         """Whether event ids are true from now on. The change is logged once."""
@@ -79,16 +70,13 @@ class Clock:
                 log.info("clock: synchronised, it is %s", self._now_text())
             elif self._since_boot() >= self._wait_s:
                 self._is_set = True
-                log.warning(
-                    "clock: not synchronised %.0f s after the boot, events are dated as it stands: %s",
-                    self._since_boot(),
-                    self._now_text(),
-                )
+                text = "clock: not synchronised %.0f s after the boot, events are dated as it stands: %s"
+                log.warning(text, self._since_boot(), self._now_text())
             return self._is_set
 
     def event_id(self, monotonic_s: float) -> int:
         """Unix seconds of a moment on the monotonic clock, by the wall clock as it stands now."""
-        return max(0, round(self._wall() - (self._monotonic() - monotonic_s)))
+        return max(0, round(self._wall() - (self.monotonic() - monotonic_s)))
 
     def new_event_id(self, monotonic_s: float) -> int:
         """As `event_id`, but never one given before: a clock that is set back an hour repeats its seconds.
@@ -100,7 +88,7 @@ class Clock:
         event_id, first_of_our_own = self.event_id(monotonic_s), self.event_id(self._begun_s) + 1
         if event_id < first_of_our_own:
             event_id = first_of_our_own
-            self._pause(max(0.0, self._begun_s + 1 - self._monotonic()))
+            self._pause(max(0.0, self._begun_s + 1 - self.monotonic()))
         while event_id in self._used_event_ids:
             event_id += 1
         self._used_event_ids.add(event_id)

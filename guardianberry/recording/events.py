@@ -55,18 +55,10 @@ class EventFiles:
         live: LiveLane | None = None,
     ) -> None:
         images, videos = folder / "images", folder / "videos"
-        self._clock = clock
-        self._uploader = uploader
-        self._live = live
-        self._views = Views()
-        self._max_recording_duration_s = max_recording_duration_s
-        self._frame_rate_fps = frame_rate_fps
-        self._images = AlertImages(
-            images,
-            clock=clock,
-            uploader=uploader,
-            reserve=Reserve(folder, images, min_free_bytes=min_free_disk_bytes),
-        )
+        self._clock, self._uploader, self._live = clock, uploader, live
+        self._max_recording_duration_s, self._frame_rate_fps = max_recording_duration_s, frame_rate_fps
+        reserve = Reserve(folder, images, min_free_bytes=min_free_disk_bytes)
+        self._images = AlertImages(images, clock=clock, uploader=uploader, reserve=reserve)
         self._recovery = Recovery(
             videos,
             max_duration_s=max_recording_duration_s,
@@ -87,6 +79,7 @@ class EventFiles:
         self._is_guarding = False
         self._line: _EventLine | None = None
         self._event: Alert | None = None  # of the current event
+        self._views = Views()
         self._best: deque[tuple[Alert, Inference]] = deque(maxlen=_MAX_BEST)  # not written yet
         self.started = 0
 
@@ -105,14 +98,37 @@ class EventFiles:
         alert = self._make_alert(first)
         self._event, self._views = alert, Views()
         self._views.add(first)
-        name = VideoName(
-            alert.name.recording_start_time,
-            duration=0,
-            **dataclasses.asdict(facts),
-            width=alert.name.width,
-            height=alert.name.height,
-        )
-        self._begin_clip(name, tap, alert, people=len(first.confidences))
+        self._line = line = _EventLine(alert, len(first.confidences))
+        self._clips = self._unfinished()
+        if len(self._clips) >= _MAX_CLIPS:
+            self._no_clip_reason = "the disk has not taken the clips before"
+            tap.close()
+            return
+        is_held = alert.is_held  # asked before the name: released meanwhile, the alert has its true one
+        image, known = alert.name, dataclasses.asdict(facts)
+        try:
+            self._clip = ClipWriter(
+                tap,
+                self._videos.path,
+                name=VideoName(image.recording_start_time, 0, **known, width=image.width, height=image.height),
+                final_name=lambda name: self._clock.hold(name, alert.time_s) if is_held else name.encode(),
+                max_duration_s=self._max_recording_duration_s,
+                frame_rate_fps=self._frame_rate_fps,
+                is_ready=self._videos.is_ready,
+                alert_is_safe=alert.is_safe,
+                begun=lambda is_begun: line.write("begun" if is_begun else "NOT BEGUN"),
+                finished=self._clip_finished,
+                left=self._recovery.add,
+                failed=self._videos.report,
+                begin_live=None
+                if is_held or self._live is None
+                else partial(self._live.begin, image.recording_start_time, picture=self._views.newest_jpeg),
+            )
+        except RuntimeError:  # other users' processes can take all threads of the system for a while
+            self._no_clip_reason = "the system has no thread left"
+            tap.close()
+            return
+        self._clips.append(self._clip)
 
     def alert(self, seen: Inference, *, view_lost: str = "") -> None:
         """Upload and save an image without a clip: of somebody new within the gap, or of a view that was lost.
@@ -123,7 +139,7 @@ class EventFiles:
         if view_lost:
             log.warning("the view is lost, %s: alert image %s", view_lost, alert.name.encode())
         else:
-            self._line = _EventLine(alert, people=len(seen.confidences), has_clip=False)
+            self._line = _EventLine(alert, len(seen.confidences), has_clip=False)
 
     def _make_alert(self, seen: Inference, *, shows_a_person: bool = True) -> Alert:
         is_held = not self._clock.is_set()  # before the event id: the clock may be set in between
@@ -162,7 +178,7 @@ class EventFiles:
         self._images.folder.check()
         self._videos.check()
         if self._line is not None and self._line.is_due():
-            self._line.write(clip="NOT BEGUN" if self._line.has_clip else "none within the gap")
+            self._line.write("NOT BEGUN" if self._line.has_clip else "none within the gap")
             self._line = None
 
     def close(self, timeout_s: float) -> None:
@@ -176,44 +192,6 @@ class EventFiles:
 
     def _unfinished(self) -> list[ClipWriter]:
         return [clip for clip in list(self._clips) if not clip.join(0)]
-
-    def _begin_clip(self, name: VideoName, tap: Tap, alert: Alert, *, people: int) -> None:
-        def final_name(name: VideoName) -> str:
-            return self._clock.hold(name, alert.time_s) if is_held else name.encode()
-
-        def begun(is_begun: bool) -> None:
-            line.write(clip="begun" if is_begun else "NOT BEGUN")
-
-        is_held = alert.is_held
-        line = self._line = _EventLine(alert, people=people)
-        self._clips = self._unfinished()
-        if len(self._clips) >= _MAX_CLIPS:
-            self._no_clip_reason = "the disk has not taken the clips before"
-            tap.close()
-            return
-        try:
-            self._clip = ClipWriter(
-                tap,
-                self._videos.path,
-                name=name,
-                final_name=final_name,
-                max_duration_s=self._max_recording_duration_s,
-                frame_rate_fps=self._frame_rate_fps,
-                is_ready=self._videos.is_ready,
-                alert_is_safe=alert.is_safe,
-                begun=begun,
-                finished=self._clip_finished,
-                left=self._recovery.add,
-                failed=self._videos.report,
-                begin_live=None
-                if is_held or self._live is None
-                else partial(self._live.begin, alert.name.recording_start_time, picture=self._views.newest_jpeg),
-            )
-        except RuntimeError:  # other users' processes can take all threads of the system for a while
-            self._no_clip_reason = "the system has no thread left"
-            tap.close()
-            return
-        self._clips.append(self._clip)
 
     def _save_best(self) -> None:
         """Write the best pictures of the events that ended. Raises OSError; they are then tried again."""
@@ -241,33 +219,30 @@ class EventFiles:
             self._uploader.sweep_soon()
 
 
+@dataclasses.dataclass
 class _EventLine:
     """The line of an event in the log, written once, by whichever thread comes first."""
 
-    def __init__(self, alert: Alert, *, people: int, has_clip: bool = True) -> None:
-        self.has_clip = has_clip
-        self._made_s = time.monotonic()
-        self._alert = alert
-        self._people = people
-        self._lock = threading.Lock()
-        self._is_written = False
+    alert: Alert
+    people: int
+    has_clip: bool = True
+    made_s: float = dataclasses.field(default_factory=time.monotonic)
+    is_unwritten: threading.Lock = dataclasses.field(default_factory=threading.Lock)  # and never released
 
     def is_due(self) -> bool:
         """Whether to write it without waiting any longer for the clip, which otherwise is the one to begin it."""
-        is_safe = self._alert.is_safe.is_set() and not self.has_clip
-        return is_safe or time.monotonic() - self._made_s > _MAX_SILENCE_S
+        is_safe = self.alert.is_safe.is_set() and not self.has_clip
+        return is_safe or time.monotonic() - self.made_s > _MAX_SILENCE_S
 
-    def write(self, *, clip: str) -> None:
-        with self._lock:
-            if self._is_written:
-                return
-            self._is_written = True
-        image = self._alert.name
+    def write(self, clip: str) -> None:
+        if not self.is_unwritten.acquire(blocking=False):
+            return
+        image = self.alert.name
         log.info(
             "event %d: %d person(s), %d %%; alert image %s, clip %s",
             image.recording_start_time,
-            self._people,
+            self.people,
             image.confidence,
-            image.encode() if self._alert.is_safe.is_set() else f"{image.encode()} in memory only",
+            image.encode() if self.alert.is_safe.is_set() else f"{image.encode()} in memory only",
             clip,
         )

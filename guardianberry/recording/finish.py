@@ -59,17 +59,15 @@ def finish_in_child(paths: Sequence[Path], *, frame_rate_fps: float) -> list[Out
     Raises OSError where the child cannot be started or is killed.
     """
     command = [sys.executable, "-m", __name__, str(frame_rate_fps), *map(str, paths[:_BATCH_FILES])]
-    with subprocess.Popen(
-        command, **for_child(folder=_ROOT), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as child:
-        try:
-            output, _ = child.communicate(timeout=_CHILD_S)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            output, _ = child.communicate()
+    child = for_child(folder=_ROOT) | {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    try:
+        done = subprocess.run(command, **child, start_new_session=True, timeout=_CHILD_S, check=False)
+        output, code = done.stdout, done.returncode
+    except subprocess.TimeoutExpired as error:  # the child is killed
+        output, code = error.stdout or b"", -signal.SIGKILL
     outcomes = [Outcome(*json.loads(line)) for line in output.splitlines()]
     if not outcomes and paths:
-        raise OSError(errno.EAGAIN, f"the process that finishes clips ended with code {child.returncode}")
+        raise OSError(errno.EAGAIN, f"the process that finishes clips ended with code {code}")
     return outcomes
 
 
@@ -85,17 +83,16 @@ def main(frame_rate_fps: str, *paths: str) -> None:
         pid = os.fork()
         if pid == 0:
             be_killed_first()
-            _print(_finish(path, float(frame_rate_fps)))
+            _tell(_finish(path, float(frame_rate_fps)))
             os._exit(0)
         _, status = os.waitpid(pid, 0)
         if code := os.waitstatus_to_exitcode(status):
             Path(path).with_name(PART_PREFIX + Path(path).name).unlink(missing_ok=True)
-            _print(_outcome_of_death(path, code))
+            _tell(_outcome_of_death(path, code))
 
 
-def _print(outcome: Outcome) -> None:
-    sys.stdout.write(json.dumps(outcome) + "\n")
-    sys.stdout.flush()
+def _tell(outcome: Outcome) -> None:
+    os.write(1, f"{json.dumps(outcome)}\n".encode())
 
 
 def _outcome_of_death(path: str, code: int) -> Outcome:
@@ -126,13 +123,11 @@ def _finish(path: str, frame_rate_fps: float) -> Outcome:
 
 def _limit(size_bytes: int) -> None:
     """What this process may use. The kernel ends it with SIGXCPU or SIGALRM at the limits of its time."""
-    cpu_s = _CPU_S + size_bytes // _CPU_BYTES_PER_S
-    file_bytes = 2 * size_bytes + _OVERHEAD_BYTES
     for limit, value in (
         (resource.RLIMIT_DATA, _MEMORY_BYTES),
         (resource.RLIMIT_AS, _ADDRESS_SPACE_BYTES),
-        (resource.RLIMIT_FSIZE, file_bytes),
-        (resource.RLIMIT_CPU, cpu_s),
+        (resource.RLIMIT_FSIZE, 2 * size_bytes + _OVERHEAD_BYTES),
+        (resource.RLIMIT_CPU, _CPU_S + size_bytes // _CPU_BYTES_PER_S),
     ):
         _, hard = resource.getrlimit(limit)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from guardianberry.disk import what_to_do, write_atomically
@@ -21,6 +22,7 @@ _INTERVAL_S = 2.0  # between two runs of the tasks: meanwhile a clip takes 0.5 M
 _STALL_S = 30.0  # a slow card takes 10 s for an fsync
 
 
+@dataclass(eq=False)
 class FolderThread:
     """Runs `tasks` every two seconds, and after each `wake`, in a thread of its own.
 
@@ -29,27 +31,21 @@ class FolderThread:
     `consequence` completes the sentence "... until the disk works again", which it does once a file can be written.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        tasks: tuple[Callable[[], None], ...],
-        *,
-        on_disk: Callable[[], None],
-        consequence: str,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.path = path
+    path: Path
+    tasks: tuple[Callable[[], None], ...]
+    _: KW_ONLY
+    on_disk: Callable[[], None]
+    consequence: str
+    monotonic: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
         self.is_ready = threading.Event()
-        self._tasks = (self._find, *tasks)
-        self._on_disk = on_disk
-        self._consequence = consequence
-        self._monotonic = monotonic
         self._disk: tuple[int, int] | None = None
         self._faults = OncePerCause()
         self._is_faulty = False
         self._busy_since_s: float | None = None
         self._wake, self._is_closed = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name=path.name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=self.path.name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -71,7 +67,7 @@ class FolderThread:
     def check(self) -> None:
         """Log that the disk hangs. For the loop: touches no disk."""
         since_s = self._busy_since_s
-        if since_s is not None and self._monotonic() - since_s > _STALL_S:
+        if since_s is not None and self.monotonic() - since_s > _STALL_S:
             self._tell(f"no answer for {_STALL_S:.0f} s: see `dmesg`, and whether its server or cable is well")
 
     def _run(self) -> None:
@@ -79,8 +75,8 @@ class FolderThread:
         while not is_last:
             is_last = self._is_closed.is_set()
             self._wake.clear()
-            self._busy_since_s = self._monotonic()
-            successes = [self._succeeds(task) for task in self._tasks]
+            self._busy_since_s = self.monotonic()
+            successes = [self._succeeds(task) for task in (self._find, *self.tasks)]
             if all(successes) and self._is_faulty and self._succeeds(self._write_something):
                 self._faults.forget()
                 self._is_faulty = False
@@ -104,7 +100,7 @@ class FolderThread:
     def _tell(self, text: str) -> None:
         self._is_faulty = True
         if self._faults.is_new(text):
-            log.warning("%s/: %s; %s until the disk works again", self.path.name, text, self._consequence)
+            log.warning("%s/: %s; %s until the disk works again", self.path.name, text, self.consequence)
 
     def _write_something(self) -> None:
         probe = self.path / (PART_PREFIX + "probe")
@@ -122,6 +118,6 @@ class FolderThread:
                 self.path.chmod(0o700)
             except OSError as error:
                 log.warning("%s/ is open to other users and cannot be closed (%s)", self.path.name, error.strerror)
-        self._on_disk()
+        self.on_disk()
         self._disk = (status.st_dev, status.st_ino)
         self.is_ready.set()

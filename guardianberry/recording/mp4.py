@@ -49,7 +49,6 @@ class Mp4Writer:
         self._frame_ticks = round(_TICKS_PER_S / frame_rate_fps)
         self._first_arrival_s: float | None = None
         self._last_ticks = -1
-        self._frames = 0
         self._container = av.open(str(path), "w", format="mp4", options=_MUX_OPTIONS)
         self._stream = self._container.add_mux_stream(
             "h264", rate=Fraction(frame_rate_fps).limit_denominator(1000), width=width, height=height
@@ -58,7 +57,7 @@ class Mp4Writer:
     @property
     def is_readable(self) -> bool:
         """After a kill the file would hold a frame: each frame reaches the file when the next one is written."""
-        return self._frames > 1
+        return self._last_ticks > 0
 
     @property
     def duration_s(self) -> float:
@@ -81,7 +80,6 @@ class Mp4Writer:
         packet.stream = self._stream
         self._container.mux(packet)
         self._last_ticks = ticks
-        self._frames += 1
 
     def close(self) -> None:
         self._container.close()
@@ -128,11 +126,10 @@ def _copy_packets(source: Path, target: Path, *, frame_rate_fps: float) -> float
 
 
 def _only_stream(container: InputContainer) -> VideoStream:
-    for stream in container.streams.video:
-        codec = getattr(stream.codec_context, "name", None)  # there is no context where the codec is not known
-        if codec == "h264" and len(container.streams) == 1:
-            return stream
-    raise OSError("it holds something else than one H.264 video")
+    # There is no context where the codec is not known.
+    if [getattr(stream.codec_context, "name", None) for stream in container.streams] != ["h264"]:
+        raise OSError("it holds something else than one H.264 video")
+    return container.streams.video[0]
 
 
 def cut_to_whole_fragments(path: Path, *, frame_rate_fps: float) -> float:

@@ -73,9 +73,8 @@ class Recorder:
 
     An event starts when `detections_to_start` of the last `detections_to_start` + 1 inferences found a person, so that
     one false detection starts none. `person_gone_after_s` = 0 ends the event at the first one without a person.
-    The gap bounds clips. Somebody new within it, who comes into a scene that was empty for `person_gone_after_s`, is
-    told by an image alone.
-    The length of the clip is not decided here: `ClipWriter` ends it, and the loop then calls `end`.
+    Within the gap somebody new, who comes into a scene that was empty for `person_gone_after_s`, is told by an image
+    alone. The length of the clip is not decided here: `ClipWriter` ends it, and the loop then calls `end`.
     """
 
     def __init__(
@@ -85,8 +84,7 @@ class Recorder:
         person_gone_after_s: float,
         detections_to_start: int,
     ) -> None:
-        self._min_gap_s = min_gap_between_video_start_s
-        self._person_gone_after_s = person_gone_after_s
+        self._min_gap_s, self._person_gone_after_s = min_gap_between_video_start_s, person_gone_after_s
         self._detections_to_start = detections_to_start
         self._window_size = detections_to_start + _MISSES_FORGIVEN
         self._window: deque[Inference] = deque(maxlen=self._window_size)
@@ -103,13 +101,8 @@ class Recorder:
 
     @property
     def attentive(self) -> bool:
-        """A person is recorded, or may be there: check every frame."""
-        return self.recording or self.suspects
-
-    @property
-    def suspects(self) -> bool:
-        """One of the last inferences found a person, and no event has started yet: check every frame."""
-        return not self.recording and any(seen.confidences for seen in self._window)
+        """A person is recorded, or one of the last inferences found one: check every frame."""
+        return self.recording or any(seen.confidences for seen in self._window)
 
     def facts(self) -> EventFacts:
         """Of the current event. Raises ValueError when there is none."""

@@ -9,12 +9,14 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from guardianberry.filenames import DAMAGED_PREFIX, OPEN_PREFIX, PART_PREFIX, HeldName, VideoName, parse_open
 from guardianberry.logs import OncePerCause
 from guardianberry.recording.finish import Outcome, finish_in_child
 from guardianberry.recording.mp4 import finish_file
+from guardianberry.recording.retention import disk_bytes
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,7 @@ _DISK_FAULTS = {
 }  # fmt: skip
 
 
+@dataclass
 class Recovery:
     """The open clips in `folder` that nobody is writing. All but `add` is for the folder's thread.
 
@@ -32,38 +35,30 @@ class Recovery:
     the path of each finished clip.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        max_duration_s: float,
-        frame_rate_fps: float,
-        is_recording: Callable[[int], bool],
-        finished: Callable[[Path], None],
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._folder = folder
-        self._max_duration_s = max_duration_s
-        self._frame_rate_fps = frame_rate_fps
-        self._is_recording = is_recording
-        self._finished = finished
-        self._monotonic = monotonic
-        self._open: list[Path] = []  # to be finished now
-        self._later: list[Path] = []  # after a disk fault, from `_retry_at_s` on
-        self._retry_at_s = 0.0
-        self._told = OncePerCause()
+    folder: Path
+    max_duration_s: float
+    frame_rate_fps: float
+    is_recording: Callable[[int], bool]
+    finished: Callable[[Path], None]
+    monotonic: Callable[[], float] = time.monotonic
+    _open: dict[Path, float] = field(default_factory=dict)  # to be finished, from that time on
+    _told: OncePerCause = field(default_factory=OncePerCause)
 
     def look(self) -> None:
         """Find the open clips in the folder, and remove its temporary files. Raises OSError for the folder."""
-        remove_parts(self._folder, is_in_use=lambda name: self._is_own(name.removeprefix(PART_PREFIX)))
-        found = [path for path in self._folder.iterdir() if _is_open_clip(path) and not self._is_own(path.name)]
-        # The smallest first, so that a file that takes long delays only those that take long themselves.
-        self._open = [path for path in sorted(found, key=_size_bytes) if self._is_ours(path)]
-        self._later.clear()
+        remove_parts(self.folder, is_in_use=lambda name: self._is_own(name.removeprefix(PART_PREFIX)))
+        found = [path for path in self.folder.iterdir() if _is_open_clip(path) and not self._is_own(path.name)]
+        self._open = {}
+        for path in sorted(found, key=disk_bytes):  # so that one that takes long delays only those that do, too
+            if _parse_open_name(path.name)[0] is not None:
+                self._open[path] = 0.0
+            else:
+                text = "clip: %s/%s is no clip of this program; it stays where it is"
+                log.warning(text, self.folder.name, path.name)
 
     def add(self, path: Path) -> None:
         """Finish this clip of the current run, too."""
-        self._open.append(path)
+        self._open[path] = 0.0
 
     def finish(self) -> None:
         """Finish the clips, for some ten seconds; call it again for the others.
@@ -72,44 +67,38 @@ class Recovery:
         with a line in the log; one that harmed the process that read it gets a name that says so, and is not tried
         again. Raises OSError where the disk fails; these clips are tried again a minute later.
         """
-        if self._later and self._monotonic() >= self._retry_at_s:
-            self._open.extend(self._later)
-            self._later.clear()
-        if not (batch := list(self._open)):
+        now_s, faults = self.monotonic(), []
+        if not (batch := [path for path, from_s in list(self._open.items()) if from_s <= now_s]):
             return
         try:
-            outcomes = finish_in_child(batch, frame_rate_fps=self._frame_rate_fps)
+            outcomes = finish_in_child(batch, frame_rate_fps=self.frame_rate_fps)
         except OSError as error:
             if self._told.is_new("child"):
                 log.warning("clip: %d open clip(s) wait, and are tried again each minute (%s)", len(batch), error)
             for path in batch:
                 self._put_off(path)
             return
-        faults = []
         for outcome in outcomes:
             path = Path(outcome.path)
+            self._put_off(path)
             if outcome.errno == errno.EAGAIN:
                 if self._told.is_new(path):
                     log.warning("clip: %s waits, and is tried again each minute (%s)", path.name, outcome.problem)
-                self._put_off(path)
                 continue
             try:
                 self._take(path, outcome)
+                del self._open[path]
             except OSError as error:
                 faults.append(error)
-                self._put_off(path)
-            else:
-                self._open.remove(path)
         if faults:
             raise faults[0]
 
     def _put_off(self, path: Path) -> None:
-        self._open.remove(path)
-        self._later.append(path)
-        self._retry_at_s = self._monotonic() + _RETRY_S
+        del self._open[path]  # so that it comes after the others
+        self._open[path] = self.monotonic() + _RETRY_S
 
     def _take(self, path: Path, outcome: Outcome) -> None:
-        where = f"{self._folder.name}/{path.name}"
+        where = f"{self.folder.name}/{path.name}"
         if outcome.errno in _DISK_FAULTS:
             raise OSError(outcome.errno, outcome.problem)
         if outcome.is_harmful:
@@ -120,10 +109,10 @@ class Recovery:
             log.warning("clip: %s cannot be finished (%s); it stays there", where, outcome.problem)
         else:
             name, final_name = _parse_open_name(path.name)
-            assert name is not None  # see _is_ours
-            path = finish_file(path, name, outcome.duration_s, self._max_duration_s, final_name)
+            assert name is not None  # see `look`
+            path = finish_file(path, name, outcome.duration_s, self.max_duration_s, final_name)
             log.info("clip: finished %s (%.1f s), which an earlier run left open", path.name, outcome.duration_s)
-            self._finished(path)
+            self.finished(path)
 
     def _set_aside(self, path: Path, problem: str) -> None:
         name = path.name.removeprefix(OPEN_PREFIX)
@@ -132,21 +121,15 @@ class Recovery:
         log.warning(
             "clip: %s/%s is damaged (%s). It is now called %s and is not tried again: look at it on another computer, "
             "or delete it",
-            self._folder.name,
+            self.folder.name,
             path.name,
             problem,
             target.name,
         )
 
-    def _is_ours(self, path: Path) -> bool:
-        name, _ = _parse_open_name(path.name)
-        if name is None:
-            log.warning("clip: %s/%s is no clip of this program; it stays where it is", self._folder.name, path.name)
-        return name is not None
-
     def _is_own(self, file_name: str) -> bool:
         name, _ = _parse_open_name(file_name)
-        return name is not None and self._is_recording(name.recording_start_time)
+        return name is not None and self.is_recording(name.recording_start_time)
 
 
 def remove_parts(folder: Path, *, is_in_use: Callable[[str], bool] = lambda name: False) -> None:
@@ -163,13 +146,6 @@ def remove_parts(folder: Path, *, is_in_use: Callable[[str], bool] = lambda name
 def _is_open_clip(path: Path) -> bool:
     """Links are not followed."""
     return path.name.startswith(OPEN_PREFIX) and path.is_file() and not path.is_symlink()
-
-
-def _size_bytes(path: Path) -> int:
-    try:
-        return path.lstat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _parse_open_name(file_name: str) -> tuple[VideoName | None, Callable[[VideoName], str]]:

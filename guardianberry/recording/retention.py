@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from guardianberry.disk import create
@@ -25,6 +26,7 @@ def space_to_keep_bytes(folder: Path, min_free_bytes: int) -> int:
     return min(min_free_bytes, shutil.disk_usage(folder).total // 10)
 
 
+@dataclass
 class Retention:
     """Deletes the oldest finished clips in `folder` while its disk is short of space, each with a warning.
 
@@ -32,56 +34,48 @@ class Retention:
     enough space, because other files fill the disk, nor what `is_uploading` now. Images are never deleted.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        min_free_bytes: int,
-        is_uploading: Callable[[Path], bool],
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._folder = folder
-        self._min_free_bytes = min_free_bytes
-        self._is_uploading = is_uploading
-        self._monotonic = monotonic
-        self._is_told = False
-        self._useless_until_s = 0.0
+    folder: Path
+    min_free_bytes: int
+    is_uploading: Callable[[Path], bool]
+    monotonic: Callable[[], float] = time.monotonic
+    _is_told: bool = False
+    _useless_until_s: float = 0.0
 
     def make_room(self) -> None:
         """Raises OSError where the folder cannot be read."""
         missing_bytes = self._missing_bytes()
         if missing_bytes <= 0:
             self._is_told = False
-        if missing_bytes <= 0 or self._monotonic() < self._useless_until_s:
+        if missing_bytes <= 0 or self.monotonic() < self._useless_until_s:
             return
         clips = self._oldest_first()
-        if sum(_disk_bytes(path) for path in clips if not self._is_uploading(path)) < missing_bytes:
+        if sum(disk_bytes(path) for path in clips if not self.is_uploading(path)) < missing_bytes:
             self._tell("all its clips take less: free some space")
             return
         for path in clips:
-            deleted_bytes = _disk_bytes(path)
-            if self._is_uploading(path) or not deleted_bytes or not _delete(path):
+            deleted_bytes = disk_bytes(path)
+            if self.is_uploading(path) or not deleted_bytes or not _delete(path):
                 continue
             before_bytes, missing_bytes = missing_bytes, self._missing_bytes()
             if missing_bytes <= 0:
                 return
             if missing_bytes >= before_bytes and deleted_bytes >= _MIN_TELLING_BYTES:
                 self._tell("deleting a clip did not help")
-                self._useless_until_s = self._monotonic() + _USELESS_PAUSE_S
+                self._useless_until_s = self.monotonic() + _USELESS_PAUSE_S
                 return
 
     def _missing_bytes(self) -> int:
-        return space_to_keep_bytes(self._folder, self._min_free_bytes) - shutil.disk_usage(self._folder).free
+        return space_to_keep_bytes(self.folder, self.min_free_bytes) - shutil.disk_usage(self.folder).free
 
     def _tell(self, reason: str) -> None:
         if not self._is_told:
-            log.warning("disk: too little space under %s/, and nothing more is deleted: %s", self._folder.name, reason)
+            log.warning("disk: too little space under %s/, and nothing more is deleted: %s", self.folder.name, reason)
         self._is_told = True
 
     def _oldest_first(self) -> list[Path]:
         """Finished clips. The held ones, from before the clock was set, are the newest."""
         found = []
-        for path in self._folder.iterdir():
+        for path in self.folder.iterdir():
             held = parse_held(path.name)
             name = held.name if held else parse(path.name)
             if isinstance(name, VideoName):
@@ -98,7 +92,7 @@ def _delete(path: Path) -> bool:
     return True
 
 
-def _disk_bytes(path: Path) -> int:
+def disk_bytes(path: Path) -> int:
     """What its deletion would bring: nothing where the file has another name, too."""
     try:
         status = path.lstat()
@@ -114,14 +108,12 @@ class Reserve:
     """
 
     def __init__(self, folder: Path, images: Path, *, min_free_bytes: int) -> None:
-        self._folder = folder
-        self._images = images
-        self._min_free_bytes = min_free_bytes
+        self._folder, self._images, self._min_free_bytes = folder, images, min_free_bytes
 
     def fill(self) -> None:
         """Make the file where it is missing and the disk has space. Raises OSError."""
         path = self._path()
-        if path.exists() and _disk_bytes(path) >= _RESERVE_BYTES:
+        if path.exists() and disk_bytes(path) >= _RESERVE_BYTES:
             return
         needed_bytes = space_to_keep_bytes(self._images, self._min_free_bytes) + _RESERVE_BYTES
         if shutil.disk_usage(self._images).free < needed_bytes:
