@@ -242,10 +242,9 @@ class Lane:
         self._control.write_text("no-camera")  # so that no further event begins
         self._proxy.delay_s, self._proxy.rate_bytes_per_s = 0.0, None
         self._start()
-        waiting = "still waiting for their upload"
         self.daemon.wait_until(
-            lambda: "no camera" in self._log and not self._names("images", "1") | self._names("videos", "1"),
-            waiting,
+            lambda: "no camera" in self._log and not self.daemon.pending(),  # open clips count, too
+            "still waiting for their upload",
             timeout_s=GIVE_UP_S,
         )
         code, _ = self.daemon.terminate()
