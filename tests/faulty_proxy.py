@@ -99,16 +99,24 @@ class FaultyProxy:
                 return
             head = _peek_head(client)
             self.heads.append(head)
-            answer = self._next_answer()
-            if answer is None and self.refused_text and self.refused_text in head:
-                answer = self.refusal
-            if answer is not None:
+            if answer := self._next_answer() or self.refuse(head):
                 self._answer(client, answer)
                 return
             self._closing.wait(self.delay_s)
             with self._tracked(socket.create_connection(("127.0.0.1", self.target_port), 5)) as server:
                 server.settimeout(None)
+                if (changed := self.change(head)) != head:
+                    client.recv(len(head), socket.MSG_WAITALL)
+                    server.sendall(changed)
                 self._relay(client, server)
+
+    def refuse(self, head: bytes) -> Answer | None:
+        """What is said to a request with this head in place of handing it on."""
+        return self.refusal if self.refused_text and self.refused_text in head else None
+
+    def change(self, head: bytes) -> bytes:
+        """The head as the server gets it."""
+        return head
 
     def _next_answer(self) -> Answer | None:
         with self._lock:
