@@ -15,22 +15,17 @@ A file that must not be uploaded yet has a prefix that starts with a dot:
     .part-{anything}                    a copy or an image that is being written; removed after a crash
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 _SECONDS_IN_TURN = 20
 _DIGITS = 15  # at most: far beyond any date or size, and nothing overflows
 _NUMBER = rf"(0|[1-9][0-9]{{0,{_DIGITS - 1}}})"
-_VIDEO_PATTERN = re.compile("-".join([_NUMBER] * 7) + r"\.mp4", re.ASCII)
-_BEST_PATTERN = re.compile("-".join([_NUMBER] * 4) + r"\.best\.jpg", re.ASCII)
-_IMAGE_PATTERN = re.compile("-".join([_NUMBER] * 4) + r"\.jpg", re.ASCII)
 
 OPEN_PREFIX = ".open-"
 PART_PREFIX = ".part-"
@@ -39,10 +34,23 @@ _HELD_PATTERN = re.compile(r"\.held-([0-9a-f]{8})-([0-9]{1,15})-(.+)", re.ASCII 
 
 
 @dataclass(frozen=True)
-class VideoName:
+class _Name:
+    suffix: ClassVar[str]
+    recording_start_time: int
+
+    def encode(self) -> str:
+        """Raises ValueError for a field that `parse` would not take back."""
+        encoded = "-".join(str(value) for value in dataclasses.astuple(self)) + self.suffix
+        if parse(encoded) != self:
+            raise ValueError(f"{self} does not fit the file name format")
+        return encoded
+
+
+@dataclass(frozen=True)
+class VideoName(_Name):
     """What the name of a clip says about its event."""
 
-    recording_start_time: int
+    suffix = ".mp4"
     duration: int
     max_people_found: int
     max_confidence: int
@@ -50,37 +58,32 @@ class VideoName:
     width: int
     height: int
 
-    def encode(self) -> str:
-        return _encode(self, ".mp4")
-
 
 @dataclass(frozen=True)
-class ImageName:
+class _PictureName(_Name):
+    confidence: int
+    width: int
+    height: int
+
+
+class ImageName(_PictureName):
     """What the name of an alert image says about its event."""
 
-    recording_start_time: int
-    confidence: int
-    width: int
-    height: int
-
-    def encode(self) -> str:
-        return _encode(self, ".jpg")
+    suffix = ".jpg"
 
 
-@dataclass(frozen=True)
-class BestName:
+class BestName(_PictureName):
     """What the name of the best picture of an event says. It lies in videos/, because no alert hangs on it."""
 
-    recording_start_time: int
-    confidence: int
-    width: int
-    height: int
-
-    def encode(self) -> str:
-        return _encode(self, ".best.jpg")
+    suffix = ".best.jpg"
 
 
 EventName = VideoName | ImageName | BestName
+_AnyName = TypeVar("_AnyName", bound=EventName)
+_PATTERNS: dict[type[EventName], re.Pattern[str]] = {
+    name_type: re.compile("-".join([_NUMBER] * len(dataclasses.fields(name_type))) + re.escape(name_type.suffix))
+    for name_type in (VideoName, ImageName, BestName)
+}
 
 
 @dataclass(frozen=True)
@@ -95,25 +98,11 @@ class HeldName:
         return f".held-{self.boot}-{self.monotonic_ms}-{self.name.encode()}"
 
 
-_Name = TypeVar("_Name", bound=EventName)
-
-
-def _encode(name: EventName, suffix: str) -> str:
-    """Raises ValueError for a field that `parse` would not take back."""
-    encoded = "-".join(str(value) for value in dataclasses.astuple(name)) + suffix
-    if parse(encoded) != name:
-        raise ValueError(f"{name} does not fit the file name format")
-    return encoded
-
-
 def parse(name: str) -> EventName | None:
     """The fields of a finished event file's name; None for every other name, which is then left alone."""
-    if match := _VIDEO_PATTERN.fullmatch(name):
-        return VideoName(*(int(field) for field in match.groups()))
-    if match := _IMAGE_PATTERN.fullmatch(name):
-        return ImageName(*(int(field) for field in match.groups()))
-    if match := _BEST_PATTERN.fullmatch(name):
-        return BestName(*(int(field) for field in match.groups()))
+    for name_type, pattern in _PATTERNS.items():
+        if match := pattern.fullmatch(name):
+            return name_type(*(int(field) for field in match.groups()))
     return None
 
 
@@ -134,7 +123,7 @@ def parse_held(name: str) -> HeldName | None:
     return HeldName(match[1], int(match[2]), inner) if match and inner else None
 
 
-def with_event_id(name: _Name, event_id: int) -> _Name:
+def with_event_id(name: _AnyName, event_id: int) -> _AnyName:
     """The same name with another start time: `event_id`, modulo what fits the format."""
     return dataclasses.replace(name, recording_start_time=event_id % 10**_DIGITS)
 
