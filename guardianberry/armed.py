@@ -7,8 +7,6 @@ Times are those of the clock on the wall: an hour that daylight saving repeats c
 come.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from datetime import datetime

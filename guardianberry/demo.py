@@ -4,8 +4,6 @@ The camera is demo/rpicam-vid, found on PATH like the real one; the buckets are 
 interface. Both are processes that speak the real protocols, so all of the daemon's own code runs.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Files that a power cut leaves whole, disks that hang, and what the owner can do where a disk fails."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -1,7 +1,5 @@
 """Whether the camera is on duty now: ARMED_HOURS, and the file `disarmed` in the program's folder."""
 
-from __future__ import annotations
-
 import logging
 import os
 import stat

@@ -1,7 +1,5 @@
 """Log lines for people and for the journal: no line can look like another entry, and no fault is logged twice."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """The machine that the daemon runs on: serial number, lock, environment of child processes."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import fcntl

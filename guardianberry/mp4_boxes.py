@@ -1,7 +1,5 @@
 """The boxes of which an MP4 file is made, at its top level (ISO/IEC 14496-12, section 4.2)."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """What the Raspberry Pi's firmware says about its power supply and its heat."""
 
-from __future__ import annotations
-
 import re
 
 from guardianberry.machine import output_of

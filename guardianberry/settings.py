@@ -1,7 +1,5 @@
 """Checks that the constants at the top of the script can work together."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace

@@ -5,8 +5,6 @@ checkpoint. Convolutions hold int8 steps [out, in, height, width], with their si
 them as NAME.step (half precision, [out]); everything else is a difference in half precision.
 """
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path

@@ -5,15 +5,13 @@ on. torch does not read it, because `torch.load(weights_only=True)` before torch
 tensor (CVE-2026-24747), and the torch that runs on every Pi is older.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +40,7 @@ class Checkpoint:
             self.root = interpret(self._record("data.pkl"))
             self._open = stack.pop_all()
 
-    def __enter__(self) -> Checkpoint:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

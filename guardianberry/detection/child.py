@@ -1,7 +1,5 @@
 """Child processes for what may hang, crash or meet hostile files: `run` is for the parent, `restrict` for the child."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import resource

@@ -4,8 +4,6 @@ Graphs are in models/.cache/, the record in models/.conversions.json (mode 0600)
 sum in the record is converted again, so files that somebody put into .cache/ are never loaded.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import logging

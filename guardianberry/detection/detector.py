@@ -3,8 +3,6 @@
 Only `OpenVinoRuntime` knows OpenVINO; another runtime implements `Runtime`.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from pathlib import Path

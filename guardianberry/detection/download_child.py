@@ -6,8 +6,6 @@ It is a separate process because name look-ups have no timeout: SIGALRM ends it 
 and its parent may kill it at any time. Exit code 0: TARGET is complete. Otherwise the last line on stderr says why.
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 import urllib.request

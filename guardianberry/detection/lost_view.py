@@ -11,11 +11,10 @@ What stays for `LEARNT_S` after it was told is a known scene from then on, besid
 and so is a room that becomes completely dark, which looks the same as a covered lens.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from dataclasses import dataclass
+from typing import Self
 
 import cv2
 import numpy as np
@@ -45,7 +44,7 @@ class _Scene:
     sharpness: float
     is_dark: bool = False
 
-    def learn(self, other: _Scene, share: float) -> None:
+    def learn(self, other: Self, share: float) -> None:
         self.edges = self.edges + np.float32(share) * (other.edges - self.edges)
         self.sharpness += share * (other.sharpness - self.sharpness)
 

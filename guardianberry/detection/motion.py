@@ -5,8 +5,6 @@ milliseconds, a missed person costs the event: in doubt the answer is yes. Chang
 leaves and screens are learnt within half a minute, so that they do not cause an inference on every frame for ever.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -5,8 +5,6 @@ known, and the few names that YOLOv5 needs stand for inert objects. Tensors are 
 are, so that SETITEM into a tensor, the way of CVE-2026-24747, has no meaning.
 """
 
-from __future__ import annotations
-
 import pickletools
 import re
 from typing import Any, NamedTuple

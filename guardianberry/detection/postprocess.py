@@ -1,7 +1,5 @@
 """The arithmetic around a YOLOv5 network: letterbox, decoding and non-maximum suppression."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The weights are prepared beside the running daemon, which starts with the bundled model."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from pathlib import Path

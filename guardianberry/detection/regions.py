@@ -4,8 +4,6 @@ At 640x480 the network sees the whole frame at 416x320: a person 50 px high is 3
 enlarged up to 2.6 times, at the same cost. Only small movers get one: who is large is found in the whole frame.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Sequence

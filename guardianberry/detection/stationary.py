@@ -12,8 +12,6 @@ Motion is judged against the picture of about a second before, not against the b
 keeps everything that differs from the empty room in motion while somebody is in view.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Sequence

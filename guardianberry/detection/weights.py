@@ -5,8 +5,6 @@ graph is kept in `.cache/` beside the file, under the sha256 of its source: a ch
 graph of its own. On a normal start this module hashes a few files, and imports neither torch nor OpenVINO nor urllib.
 """
 
-from __future__ import annotations
-
 import logging
 import signal
 import sys

@@ -5,8 +5,6 @@ Imported by the conversion child, by `training/` and by tests. The daemon itself
 them. Only the layers of the P5 models n, s, m, l and x (v6.0 and later) are known; anything else is refused.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

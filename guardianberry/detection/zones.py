@@ -1,7 +1,5 @@
 """Parts of the picture that do not count: the street, a neighbour's door. Polygons in fractions of the picture."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2

@@ -1,7 +1,5 @@
 """--check of the machine: power, group, folders, clock, start at boot. It leaves nothing behind."""
 
-from __future__ import annotations
-
 import contextlib
 import grp
 import os

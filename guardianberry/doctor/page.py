@@ -1,7 +1,5 @@
 """The page that --check writes: one finding a line, with advice where something has to be done, and a verdict."""
 
-from __future__ import annotations
-
 import textwrap
 from collections import Counter
 from collections.abc import Iterable

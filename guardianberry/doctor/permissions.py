@@ -1,7 +1,5 @@
 """--check of who can change the program: another user who can would have his code run as the daemon's user."""
 
-from __future__ import annotations
-
 import contextlib
 import grp
 import os

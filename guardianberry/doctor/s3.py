@@ -1,7 +1,5 @@
 """--check of S3: are there credentials, where are they stored, and does S3 accept them? They are never shown."""
 
-from __future__ import annotations
-
 import os
 import re
 import uuid
