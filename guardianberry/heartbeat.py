@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guardianberry.logs import OncePerCause
-from guardianberry.power import power_faults
+from guardianberry.machine import power_faults
 from guardianberry.upload.errors import Interrupted, UploadError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The machine that the daemon runs on: serial number, lock, environment of child processes."""
+"""The machine that the daemon runs on: serial number, power supply, lock, what child processes are started with."""
 
 import contextlib
 import ctypes
@@ -20,6 +20,8 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+ANSWER_TIMEOUT_S = 3.0  # `rpicam-vid --list-cameras` takes about 1 s, the other commands that are asked 0.03 s
+
 _DEVICE_TREE_SERIAL = Path("sys/firmware/devicetree/base/serial-number")
 _CPUINFO = Path("proc/cpuinfo")
 _MACHINE_ID = Path("etc/machine-id")
@@ -29,7 +31,8 @@ _LOCK_NAME = ".lock"
 _M_ARENA_MAX = -8  # malloc.h
 _PR_SET_PDEATHSIG = 1  # sys/prctl.h
 _STOP_POLL_S = 0.1
-_COMMAND_TIMEOUT_S = 5
+# Of `vcgencmd get_throttled`; 16 bits higher the same, at some time since the boot.
+_THROTTLED_BITS = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "too hot"}
 _FOR_EVERY_CHILD = ("PATH", "HOME", "LANG", "LC_*", "TZ", "TMPDIR", "LD_PRELOAD", "GNUTLS_SYSTEM_PRIORITY_FILE")
 # Before `import cv2`, which puts folders and an empty entry in front: the current folder, where anybody may have put a
 # library.
@@ -55,20 +58,38 @@ def for_child(*variables: str, folder: Path = Path("/")) -> dict[str, Any]:
     return {"env": wanted | library_path, "cwd": folder, "stdin": subprocess.DEVNULL}
 
 
-def output_of(*command: str, variables: tuple[str, ...] = ()) -> str | None:
-    """What the command prints, with these variables of the environment; None if it is not there, fails, or hangs."""
+def answer_of(*command: str, variables: tuple[str, ...] = ()) -> tuple[int | None, str]:
+    """Exit code of a command with these variables of the environment, and all that it prints.
+
+    None and "" where it cannot be started or does not end within ANSWER_TIMEOUT_S.
+    """
     try:
         answer = subprocess.run(
             command,
             **for_child(*variables),
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=_COMMAND_TIMEOUT_S,
-            check=True,
+            stderr=subprocess.STDOUT,
+            timeout=ANSWER_TIMEOUT_S,
+            check=False,
         )
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.debug("%s: %s", " ".join(command), error)
+        return None, ""
+    return answer.returncode, answer.stdout.decode(errors="replace")
+
+
+def power_faults() -> list[str] | None:
+    """Each fault of the Raspberry Pi's power supply and each overheating, with "now" or "since the boot".
+
+    None where nobody knows, as on other machines. Takes up to ANSWER_TIMEOUT_S.
+    """
+    match = re.search(r"throttled=0x([0-9a-fA-F]+)", answer_of("vcgencmd", "get_throttled")[1])
+    if match is None:
         return None
-    return answer.stdout.decode(errors="replace")
+    bits = int(match[1], 16)
+    now = [text for bit, text in _THROTTLED_BITS.items() if bits >> bit & 1]
+    earlier = [text for bit, text in _THROTTLED_BITS.items() if bits >> (bit + 16) & 1 and text not in now]
+    return [*(f"{text} now" for text in now), *(f"{text} since the boot" for text in earlier)]
 
 
 def started(thread: threading.Thread) -> bool:

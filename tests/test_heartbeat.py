@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from guardianberry import power
+from guardianberry import machine
 from guardianberry.heartbeat import Heartbeat
 from guardianberry.upload.errors import NO_PERMISSION, UploadError
 from guardianberry.upload.queue import Pending
@@ -209,7 +209,7 @@ def test_the_firmware_is_asked_for_power_and_heat(
     (tmp_path / "vcgencmd").write_text(f"#!/bin/sh\necho {answer}\n")
     (tmp_path / "vcgencmd").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert power.power_faults() == faults
+    assert machine.power_faults() == faults
 
 
 # ---- To S3 -----------------------------------------------------------------------------------------------------------

@@ -1,22 +1,17 @@
 """The camera program's command line: which program, which options, and what it offers."""
 
 import itertools
-import logging
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from guardianberry.camera.modes import Mode, Sensor, mode_for, parse_sensors
 from guardianberry.camera.process import PACKAGE, PROGRAMS, VARIABLES, CameraError
-from guardianberry.machine import for_child
+from guardianberry.machine import answer_of
 from guardianberry.settings import option_names
 
-log = logging.getLogger(__name__)
-
-ANSWER_TIMEOUT_S = 3.0  # of --help and --list-cameras, which take 0.03 s and about 1 s
 # libx264's bit rate is an average: after a still hour it would spend the savings on ten seconds of motion. In libav's
 # options maxrate bounds it, over bufsize bits.
 MAX_RATE = 1.25  # times the average
@@ -85,10 +80,13 @@ def unknown_options(options: Sequence[str], help_text: str) -> list[str]:
 
 def ask_program(program: str, settings: Settings) -> Offer:
     """What it can do. Uses the camera for a moment; blocks for twice ANSWER_TIMEOUT_S at most."""
-    help_text = ask(program, "--help") or ""
+    code, help_text = answer_of(program, "--help", variables=VARIABLES)
+    if code != 0:  # a library is missing, or a driver not loaded yet
+        return Offer()
     if not offers(help_text, "--mode"):
         return Offer(help_text)
-    sensor = choose_sensor(ask(program, "--list-cameras") or "", settings.options)
+    _, listed = answer_of(program, "--list-cameras", variables=VARIABLES)
+    sensor = choose_sensor(listed, settings.options)
     size = settings.width_px, settings.height_px
     return Offer(help_text, mode_for(sensor, *size, settings.frame_rate_fps) if sensor else None)
 
@@ -98,26 +96,3 @@ def choose_sensor(listed: str, options: Sequence[str]) -> Sensor | None:
     words = [part for option in options for part in option.split("=", 1)]
     asked = next((value for name, value in itertools.pairwise(words) if name == "--camera"), "0")
     return next((sensor for sensor in parse_sensors(listed) if str(sensor.number) == asked), None)
-
-
-def ask(program: str, question: str) -> str | None:
-    """What the program prints for an option; None if it fails (a library missing, a driver not loaded yet)."""
-    code, text = answer_of(program, question)
-    return text if code == 0 else None
-
-
-def answer_of(program: str, question: str) -> tuple[int | None, str]:
-    """Exit code and text of the program with an option; None and "" if it cannot be started or does not end in time."""
-    try:
-        answer = subprocess.run(
-            [program, question],
-            **for_child(*VARIABLES),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=ANSWER_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        log.debug("%s %s: %s", program, question, error)
-        return None, ""
-    return answer.returncode, answer.stdout.decode(errors="replace")

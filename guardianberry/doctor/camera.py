@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from guardianberry.camera.command import answer_of, choose_sensor, find_program, offers, unknown_options
+from guardianberry.camera.command import choose_sensor, find_program, offers, unknown_options
 from guardianberry.camera.modes import Sensor, mode_for, parse_sensors
 from guardianberry.camera.other_users import RunningCamera
-from guardianberry.camera.process import PACKAGE, CameraError, fault_of_exit
+from guardianberry.camera.process import PACKAGE, VARIABLES, CameraError, fault_of_exit
 from guardianberry.disk import write_atomically
-from guardianberry.doctor.machine import cron_lines, output_of
+from guardianberry.doctor.machine import cron_lines
 from guardianberry.doctor.page import Finding, fail, ok, warn
+from guardianberry.machine import answer_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,8 +54,8 @@ def check_program(root: Path, options: Sequence[str]) -> Generator[Finding, None
     except CameraError as error:
         yield fail("program", str(error).partition(":")[0], f"Run this:\nsudo apt install {PACKAGE}")
         return ""
-    version = re.search(r"v\d+\.\d+[^\s]*", output_of(program, "--version") or "")
-    code, help_text = answer_of(program, "--help")
+    version = re.search(r"v\d+\.\d+[^\s]*", answer_of(program, "--version", variables=VARIABLES)[1])
+    code, help_text = answer_of(program, "--help", variables=VARIABLES)
     if code != 0:
         fault = fault_of_exit(program, code, help_text.splitlines())
         yield fail("program", f"--help: {fault.text}", _ADVICE.get(fault.cause, _ADVICE["install"]))
@@ -104,7 +105,7 @@ def check_camera(
 ) -> Generator[Finding, None, Frame | None]:
     """Start the camera as the daemon does, take one frame within `wait_s`, stop it; returns the frame."""
     # Not while a program uses the camera: to list the sensors, rpicam-vid opens and configures each of them.
-    code, listed = answer_of(program, "--list-cameras")
+    code, listed = answer_of(program, "--list-cameras", variables=VARIABLES)
     camera = make_camera(wait_for_other_users=False)
     sensor = choose_sensor(listed, camera.settings.options)
     if sensor is None:

@@ -14,20 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from guardianberry import machine
-from guardianberry.camera.process import VARIABLES
 from guardianberry.doctor.page import Finding, fail, ok, warn
 from guardianberry.filenames import PART_PREFIX
-from guardianberry.machine import read_text
-from guardianberry.power import power_faults
+from guardianberry.machine import answer_of, power_faults, read_text
 from guardianberry.recording.clock import CLOCK_WAIT_S
 
 LITTLE_SPACE_BYTES = 1_000_000_000  # about 200 clips: a weekend without network
 NO_SPACE_BYTES = 50_000_000  # ten clips
-
-
-def output_of(*command: str) -> str | None:
-    return machine.output_of(*command, variables=VARIABLES)
 
 
 def check_system(root: Path) -> Finding:
@@ -158,7 +151,8 @@ def check_start_at_boot(folder: Path, root: Path) -> Finding:
 
 def cron_lines(root: Path) -> list[str]:
     """The lines of this user's crontab and of the system's, without comments."""
-    own = re.sub(r"\$HOME\b|\$\{HOME\}|(?<!\S)~(?=/)", lambda _: str(Path.home()), output_of("crontab", "-l") or "")
+    code, own = answer_of("crontab", "-l")
+    own = re.sub(r"\$HOME\b|\$\{HOME\}|(?<!\S)~(?=/)", lambda _: str(Path.home()), own if code == 0 else "")
     tables = [own, read_text(root / "etc/crontab")]
     tables += [read_text(path) for path in sorted((root / "etc/cron.d").glob("*"))]
     lines = (line.strip() for table in tables for line in table.splitlines())
