@@ -208,8 +208,9 @@ def test_video_comes_from_the_program_on_path_with_the_agreed_command_line(bench
     assert bench.camera.relaunches == 0
     frame = bench.camera.newest_frame(timeout_s=WAIT_S)
     assert frame.bgr.shape == (96, 160, 3)
-    assert bench.camera.clip_start_s() <= frame.arrival_s
-    assert bench.camera.open_tap().get(0).is_key
+    first = bench.camera.open_tap(frame.arrival_s).get(0)
+    assert first.is_key
+    assert first.arrival_s <= frame.arrival_s
 
 
 RATE = "maxrate=2500000;bufsize=2500000"
@@ -397,7 +398,7 @@ def test_frame_numbers_go_on_over_relaunches_and_taps_of_the_old_stream_end(benc
     bench.program("play(15); sys.exit(1)")
     bench.use()
     bench.until_pictures()
-    tap = bench.camera.open_tap()
+    tap = bench.camera.open_tap(0)
     seen = [-1]
     while len(bench.launches) < 4:
         bench.camera.check_and_launch_libcamera()
@@ -409,8 +410,7 @@ def test_frame_numbers_go_on_over_relaunches_and_taps_of_the_old_stream_end(benc
         pass
     assert tap.ended
     bench.camera.stop()
-    assert bench.camera.open_tap().ended
-    assert bench.camera.clip_start_s() > 0
+    assert bench.camera.open_tap(0).ended
 
 
 def test_off_duty_the_program_is_stopped_and_its_return_is_no_relaunch(bench, caplog) -> None:
@@ -419,7 +419,7 @@ def test_off_duty_the_program_is_stopped_and_its_return_is_no_relaunch(bench, ca
     for number_of_launches in (1, 2):
         bench.until_pictures()
         assert len(bench.launches) == number_of_launches
-        tap = bench.camera.open_tap()
+        tap = bench.camera.open_tap(0)
         for _ in range(3):
             bench.camera.check_and_launch_libcamera(is_wanted=False)
             assert bench.camera.newest_frame(timeout_s=0.1) is None
@@ -443,7 +443,7 @@ def test_another_picture_size_after_a_relaunch_is_used(bench) -> None:
     while (320, 240) not in sizes:
         bench.camera.check_and_launch_libcamera()
         if frame := bench.camera.newest_frame(timeout_s=0.1):
-            sizes.add((frame.width, frame.height))
+            sizes.add(frame.luma().shape[::-1])
     assert sizes == {(160, 96), (320, 240)}
     bench.until(lambda: bench.camera.stream.size == (320, 240), "size of the stream")
 
@@ -454,7 +454,7 @@ def test_another_picture_size_in_mid_stream_ends_the_clip_and_the_camera_is_star
     bench.program("play(15)\nif LAUNCH == 1: play(name='other'); hang()\nwhile True: play()")
     bench.use()
     bench.until_pictures()
-    tap = bench.camera.open_tap()
+    tap = bench.camera.open_tap(0)
     bench.until(lambda: "is back" in caplog.text, "not started again")
     assert len(bench.launches) == 2
     got = []

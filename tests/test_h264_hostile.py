@@ -43,7 +43,7 @@ def test_pictures_of_a_size_that_cameras_have_are_decoded(width, height) -> None
     got = splitter.feed(b"".join(hostile_video(width, height, 3)), 0)
     assert splitter.fault == ""
     frame = decoder.decode(decoder.plan(-1, got, None), -1)
-    assert (frame.number, frame.width, frame.height) == (1, width, height)
+    assert (frame.number, frame.bgr.shape) == (1, (height, width, 3))
 
 
 def encoded(pixel_format: str) -> bytes:
@@ -67,9 +67,12 @@ def test_pixels_that_no_camera_sends_are_garbage(pixel_format) -> None:
 
 @pytest.mark.parametrize("pixel_format", ["yuv420p", "yuvj420p", "gray"])
 def test_pixels_that_cameras_send_are_decoded(pixel_format) -> None:
-    splitter = Splitter()
-    assert splitter.feed(encoded(pixel_format), 0)
+    splitter, decoder = Splitter(), Decoder()
+    got = splitter.feed(encoded(pixel_format), 0)
     assert splitter.fault == ""
+    luma = decoder.decode(decoder.plan(-1, got, None), -1).luma()
+    assert luma.shape == (240, 320)
+    assert luma.max() <= 16, "black"
 
 
 def test_pixels_cannot_be_hidden_behind_a_byte_that_the_decoder_leaves_out() -> None:
@@ -119,7 +122,7 @@ def test_a_new_size_with_each_key_frame_ends_the_stream_at_the_second() -> None:
 def test_pictures_of_a_few_bytes_are_bounded_by_their_number(caplog) -> None:
     read_end, write_end = os.pipe()
     stream = Stream(read_end, pre_roll_s=3.0)
-    tap = stream.open_tap()
+    tap = stream.open_tap(0)
     key, *rest = hostile_video(64, 64, 16)
     count = 2 * ring.MAX_TAP_UNITS
     tail = b"".join(itertools.islice(itertools.cycle(rest), count))

@@ -23,8 +23,6 @@ SPELL_S = 10.0
 # longer (thousands of huge empty frames) was made to stop the main loop.
 MAX_DECODE_S = 5.0
 
-_PLANAR_YUV = {"yuv420p", "yuvj420p"}
-
 
 class UnusableStreamError(Exception):
     """The camera's video cannot be used, and more of it would not help."""
@@ -38,29 +36,16 @@ class Frame:
     arrival_s: float
     picture: av.VideoFrame
 
-    @property
-    def width(self) -> int:
-        return self.picture.width
-
-    @property
-    def height(self) -> int:
-        return self.picture.height
-
     @cached_property
     def bgr(self) -> np.ndarray:
         """(H, W, 3) uint8, contiguous."""
-        return np.ascontiguousarray(self._converted("bgr24"))
+        # One thread: by default swscale starts one thread per core for every single frame.
+        return np.ascontiguousarray(self.picture.reformat(format="bgr24", threads=1).to_ndarray())
 
     def luma(self) -> np.ndarray:
         """(H, W) uint8, brightness. A read-only view of the decoder's memory, without a copy."""
-        if self.picture.format.name not in _PLANAR_YUV:
-            return self._converted("gray")
-        plane = self.picture.planes[0]
-        return np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: self.height, : self.width]
-
-    def _converted(self, pixel_format: str) -> np.ndarray:
-        # One thread: by default swscale starts one thread per core for every single frame.
-        return self.picture.reformat(format=pixel_format, threads=1).to_ndarray()
+        plane = self.picture.planes[0]  # of 8 bits in 4:2:0 and in grey, and `Splitter` lets nothing else pass
+        return np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
 
 
 class Decoder:

@@ -4,6 +4,7 @@ The reader takes every byte at once, because a camera whose reader is slow loses
 waits for another thread. Frames are decoded in the thread that asks for them (`newest_frame`).
 """
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -45,7 +46,6 @@ class Stream:
         self.started_s = self.last_byte_s = self.last_unit_s = self.last_key_s = clock()
         self.received_bytes = 0
         self.size: tuple[int, int] | None = None
-        self._decoded_s = self.started_s  # arrival of the frame decoded last
         self._fd = fd
         self._clock = clock
         self._pre_roll_s = pre_roll_s
@@ -58,7 +58,8 @@ class Stream:
         self._guess_is_due = False
         self._wake_fd, self._waker_fd = os.pipe()
         os.set_blocking(fd, False)
-        _enlarge(fd)
+        with contextlib.suppress(OSError):  # a socket, or a kernel that allows no more
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._thread = threading.Thread(target=self._run, name="camera-reader", daemon=True)
         self._thread.start()
 
@@ -80,24 +81,12 @@ class Stream:
                 if self.ended or left_s <= 0:
                     return None
                 self._changed.wait(left_s)
-        frame = self._decoder.decode(way, after_number)
-        if frame is not None:
-            self._decoded_s = frame.arrival_s
-        return frame
+        return self._decoder.decode(way, after_number)
 
-    def clip_start_s(self, at_s: float | None = None) -> float | None:
-        """Arrival of the first unit that a tap opened now would give; None while there is no key unit."""
+    def open_tap(self, at_s: float) -> Tap:
+        """A tap that begins with the last key unit before the pre-roll of a frame of `at_s`, or with the oldest one."""
         with self._changed:
-            start = self._start_of_clip(at_s)
-            return None if start is None else start.arrival_s
-
-    def open_tap(self, at_s: float | None = None) -> Tap:
-        """A tap that begins with the last key unit before the pre-roll, as far as there is video.
-
-        at_s is the arrival of a frame, by default of the one that `newest_frame` returned last.
-        """
-        with self._changed:
-            start = self._start_of_clip(at_s)
+            start = self._ring.start_of_clip(at_s, self._pre_roll_s)
             units = [] if start is None else [unit for unit in self._ring.units if unit.number >= start.number]
             tap = Tap(self._changed, units)
             if self.ended:
@@ -121,9 +110,6 @@ class Stream:
                 if fd >= 0:
                     os.close(fd)
             self._fd = self._wake_fd = self._waker_fd = -1
-
-    def _start_of_clip(self, at_s: float | None) -> AccessUnit | None:
-        return self._ring.start_of_clip(self._decoded_s if at_s is None else at_s, self._pre_roll_s)
 
     def _run(self) -> None:
         try:
@@ -193,10 +179,3 @@ class Stream:
         for tap in self._taps:
             tap.feed(unit)
         self._taps = [tap for tap in self._taps if tap.is_open]
-
-
-def _enlarge(fd: int) -> None:
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    except (AttributeError, OSError) as error:  # a socket, or a kernel that allows no more
-        log.debug("pipe keeps its size: %s", error)

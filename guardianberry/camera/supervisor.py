@@ -151,12 +151,7 @@ class Camera:
             log.debug("%s", text, exc_info=error)
             self._failed(Fault(f"unusable {type(error).__name__}", text))
 
-    def clip_start_s(self, at_s: float | None = None) -> float:
-        """Arrival of the first video that a tap opened now would give; the time now, while there is none."""
-        start_s = None if self.stream is None else self.stream.clip_start_s(at_s)
-        return self._clock() if start_s is None else start_s
-
-    def open_tap(self, at_s: float | None = None) -> Tap:
+    def open_tap(self, at_s: float) -> Tap:
         """As Stream.open_tap; a tap that has ended while there is no stream."""
         if self.stream is not None:
             return self.stream.open_tap(at_s)
