@@ -23,7 +23,6 @@ class Ended(NamedTuple):
     code: int
     how: str
     last_line: str
-    timed_out: bool
 
 
 def run(command: Sequence[str], *, limit_s: float, stop: threading.Event, variables: Sequence[str] = ()) -> Ended:
@@ -51,7 +50,7 @@ def run(command: Sequence[str], *, limit_s: float, stop: threading.Event, variab
         output.seek(0)
         lines = output.read().decode(errors="replace").strip().splitlines() or [""]
     how = f"took more than {limit_s:.0f} s" if timed_out else _in_words(child.returncode)
-    return Ended(child.returncode, how, lines[-1], timed_out)
+    return Ended(child.returncode, how, lines[-1])
 
 
 def _in_words(code: int) -> str:

@@ -185,14 +185,13 @@ class Detector:
 def _into_frame(people: list[Person], crop: Region, frame_shape: tuple[int, ...]) -> list[Person]:
     """From pixels of the crop to pixels of the frame, without those that the crop cuts."""
     left, top, right, bottom = crop
-    limits = (left or -CUT_PX, top or -CUT_PX)
-    far = (right if right < frame_shape[1] else right + CUT_PX, bottom if bottom < frame_shape[0] else bottom + CUT_PX)
-    moved = [Person(p.x1 + left, p.y1 + top, p.x2 + left, p.y2 + top, p.confidence) for p in people]
+    height_px, width_px = frame_shape[:2]
+    moved = (Person(p.x1 + left, p.y1 + top, p.x2 + left, p.y2 + top, p.confidence) for p in people)
     return [
         p
         for p in moved
-        if p.x1 >= limits[0] + CUT_PX
-        and p.y1 >= limits[1] + CUT_PX
-        and p.x2 <= far[0] - CUT_PX
-        and p.y2 <= far[1] - CUT_PX
+        if (left == 0 or p.x1 >= left + CUT_PX)
+        and (top == 0 or p.y1 >= top + CUT_PX)
+        and (right == width_px or p.x2 <= right - CUT_PX)
+        and (bottom == height_px or p.y2 <= bottom - CUT_PX)
     ]

@@ -88,9 +88,6 @@ def save(graph: openvino.Model, out: Path, info: dict[str, Any], *, half: bool) 
             part.with_suffix(suffix).unlink(missing_ok=True)  # a link would be followed
         graph.set_rt_info(json.dumps({**info, "converter_version": CONVERTER_VERSION}), [INFO_KEY, "info"])
         ov.save_model(graph, part, compress_to_fp16=half)
-        # Saved again, because the .xml holds the checksum of the .bin: SD cards lose data.
-        graph.set_rt_info(file_sha256(part.with_suffix(".bin")), [INFO_KEY, "bin_sha256"])
-        ov.save_model(graph, part, compress_to_fp16=half)
         for suffix in (".bin", ".xml"):
             fsync_path(part.with_suffix(suffix))
             part.with_suffix(suffix).replace(out.with_suffix(suffix))

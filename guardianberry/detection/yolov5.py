@@ -105,7 +105,6 @@ class Detect(nn.Module):
     def __init__(self, outputs: int, anchors_px: tuple, channels: tuple[int, ...]) -> None:
         super().__init__()
         self.no = outputs
-        self.nl = len(anchors_px)
         self.na = len(anchors_px[0])
         self.stride = torch.tensor(STRIDES_PX, dtype=torch.float32)
         self.register_buffer("anchors", torch.tensor(anchors_px).float() / self.stride.view(-1, 1, 1))
