@@ -16,7 +16,6 @@ from guardianberry.detection.adapter import (
     adapter_path,
     add_differences,
     read_adapter,
-    write_adapter,
 )
 
 torch = pytest.importorskip("torch", reason="training needs torch; the daemon does not")
@@ -67,7 +66,7 @@ def test_a_file_gives_back_each_difference_to_half_a_step_of_its_filter(tmp_path
     weight[1] *= 100  # a large filter does not make the steps of the others coarse
     weight[2] = 0
     bias = np.array((0.5, -0.25), np.float32)
-    write_adapter(tmp_path / "a.npz", Adapter("00ff", {"conv.weight": weight, "bn.bias": bias}))
+    adapter.write_adapter(tmp_path / "a.npz", Adapter("00ff", {"conv.weight": weight, "bn.bias": bias}))
     found = read_adapter(tmp_path / "a.npz")
     assert found.official_sha256 == "00ff"
     assert found.differences["bn.bias"] == pytest.approx(bias)
@@ -117,7 +116,7 @@ def test_the_mean_of_two_runs_goes_into_the_file_and_comes_out_applied(official:
         save(runs[-1], half_weights(model))
     made = adapter.make_adapter(official, runs, share=0.5, bias=0.25)
     assert made.official_sha256 == file_sha256(official)
-    write_adapter(tmp_path / "a.npz", made)
+    adapter.write_adapter(tmp_path / "a.npz", made)
     after = adapter.adapted(official, read_adapter(tmp_path / "a.npz"))
     for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
         change = (new - old).detach()
@@ -137,7 +136,7 @@ def adapted_folder(official: Path, tmp_path: Path) -> Path:
     difference = np.zeros(18, np.float32)
     difference[4::6] = -1
     differences = {f"model.24.m.{level}.bias": difference for level in range(3)}
-    write_adapter(adapter_path(tmp_path / official.name), Adapter(file_sha256(official), differences))
+    adapter.write_adapter(adapter_path(tmp_path / official.name), Adapter(file_sha256(official), differences))
     return tmp_path
 
 
@@ -166,7 +165,7 @@ def test_an_adapter_that_is_broken_or_for_another_checkpoint_is_told_and_left_ou
 ) -> None:
     setup = Setup(official_sha256={official.name: file_sha256(official)})
     path = adapter_path(adapted_folder / official.name)
-    write_adapter(path, read_adapter(path)._replace(official_sha256="0" * 64))
+    adapter.write_adapter(path, read_adapter(path)._replace(official_sha256="0" * 64))
     assert find_graph(official.name, adapted_folder, setup=setup).model_name == "tiny.pt"
     path.write_bytes(b"cut off")
     assert find_graph(official.name, adapted_folder, setup=setup).model_name == "tiny.pt"

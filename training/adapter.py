@@ -13,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from guardianberry.detection.adapter import Adapter, write_adapter
+from guardianberry.detection.adapter import STEP_SUFFIX, Adapter
 from guardianberry.detection.conversion_child import adapt
 from guardianberry.detection.openvino_model import file_sha256
 from guardianberry.detection.yolov5 import Model, keep_person_only, load_checkpoint
+
+STEPS_MAX = 127  # of int8
 
 
 def learnt(model: Model) -> dict[str, Tensor]:
@@ -40,6 +43,22 @@ def make_adapter(official: Path, runs: list[Path], *, share: float = 1.0, bias: 
     for level in range(3):
         differences[f"model.24.m.{level}.bias"][4::6] += np.float32(bias)
     return Adapter(file_sha256(official), differences)
+
+
+def write_adapter(path: Path, adapter: Adapter) -> None:
+    """Write the file; convolutions are rounded to 255 steps a filter."""
+    entries: dict[str, NDArray] = {"official_sha256": np.array(adapter.official_sha256)}
+    for name, difference in adapter.differences.items():
+        if difference.ndim < 2:
+            entries[name] = difference.astype(np.float16)
+            continue
+        per_filter = np.abs(difference).reshape(len(difference), -1).max(1)
+        # Half precision first: the steps are counted in what the reader will multiply with.
+        step = np.maximum(per_filter / STEPS_MAX, np.finfo(np.float16).tiny).astype(np.float16)
+        scaled = difference / step.astype(np.float32).reshape(-1, *[1] * (difference.ndim - 1))
+        entries[name] = scaled.round().clip(-STEPS_MAX, STEPS_MAX).astype(np.int8)
+        entries[name + STEP_SUFFIX] = step
+    np.savez_compressed(path, **entries)  # type: ignore[arg-type]
 
 
 def adapted(official: Path, adapter: Adapter) -> Model:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 STEP_SUFFIX = ".step"
-STEPS_MAX = 127
 MAX_BYTES = 2 << 20  # of the file; what it unpacks to is bounded by the network's own shapes
 
 
@@ -38,22 +37,6 @@ class Adapter(NamedTuple):
 
     official_sha256: str
     differences: dict[str, Array]
-
-
-def write_adapter(path: Path, adapter: Adapter) -> None:
-    """Write the file; convolutions are rounded to 255 steps a filter."""
-    entries: dict[str, NDArray] = {"official_sha256": np.array(adapter.official_sha256)}
-    for name, difference in adapter.differences.items():
-        if difference.ndim < 2:
-            entries[name] = difference.astype(np.float16)
-            continue
-        per_filter = np.abs(difference).reshape(len(difference), -1).max(1)
-        # Half precision first: the steps are counted in what the reader will multiply with.
-        step = np.maximum(per_filter / STEPS_MAX, np.finfo(np.float16).tiny).astype(np.float16)
-        scaled = difference / step.astype(np.float32).reshape(-1, *[1] * (difference.ndim - 1))
-        entries[name] = scaled.round().clip(-STEPS_MAX, STEPS_MAX).astype(np.int8)
-        entries[name + STEP_SUFFIX] = step
-    np.savez_compressed(path, **entries)  # type: ignore[arg-type]
 
 
 def read_adapter(path: Path) -> Adapter:

@@ -111,15 +111,12 @@ class StationaryFilter:
         """Which small pixels changed within the last second; None where that cannot be told."""
         if self._pictures and self._pictures[-1][1].shape != small.shape:
             self.forget()
-        before = None
-        while self._pictures and time_s - self._pictures[0][0] >= COMPARED_S:
-            before = self._pictures.popleft()
-        if before is not None:
-            self._pictures.appendleft(before)
         self._pictures.append((time_s, small))
-        if before is None:
+        while len(self._pictures) > 1 and time_s - self._pictures[1][0] >= COMPARED_S:
+            self._pictures.popleft()
+        old_s, old = self._pictures[0]
+        if time_s - old_s < COMPARED_S:
             return None
-        old = before[1]
         if _is_other_light(old, small):
             self._light_changed_s = time_s
             if correlation(edge_strength(old), edge_strength(small), of_flat=1.0) < SAME_SCENE_CORRELATION:
