@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
+import tracemalloc
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from guardianberry.detection.adapter import (
+    MAX_UNPACKED_BYTES,
     Adapter,
     AdapterError,
     adapter_path,
@@ -97,11 +102,51 @@ def test_a_file_that_is_no_adapter_is_refused(tmp_path: Path) -> None:
         with pytest.raises(AdapterError, match=r"a.npz is no adapter"):
             read_adapter(path)
     np.savez(path, official_sha256=np.array("0"), pickled=np.array([{}], dtype=object))
-    with pytest.raises(AdapterError, match=r"a.npz is no adapter: .*allow_pickle"):
+    with pytest.raises(AdapterError, match=r"a.npz is no adapter: .*OBJECT array"):
         read_adapter(path)
     path.write_bytes(bytes((2 << 20) + 1))
     with pytest.raises(AdapterError, match=r"larger than"):
         read_adapter(path)
+
+
+def array_file(count: int, content: bytes) -> bytes:
+    """As NumPy writes an array of so many int8, with this content whatever that is."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|i1", "fortran_order": False, "shape": (count,)})
+    return file.getvalue() + content
+
+
+LARGE = array_file(32 << 20, bytes(32 << 20))
+
+
+@pytest.mark.parametrize(
+    ("content", "packing", "stated_bytes", "reason"),
+    [
+        (LARGE, zipfile.ZIP_DEFLATED, len(LARGE), "unpacks to more than"),
+        (LARGE, zipfile.ZIP_DEFLATED, 1000, "a.npy has another size than its header says"),
+        (LARGE, zipfile.ZIP_LZMA, 1000, "a.npy is packed in another way"),
+        (array_file(1 << 40, b"0"), zipfile.ZIP_STORED, 0, "a.npy has another size than its header says"),
+    ],
+    ids=["honest bomb", "bomb that says it is small", "bomb of another packing", "header that asks for a terabyte"],
+)
+def test_no_adapter_takes_more_memory_than_an_adapter_needs(
+    tmp_path: Path, content: bytes, packing: int, stated_bytes: int, reason: str
+) -> None:
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        archive.writestr("a.npy", content)
+    if stated_bytes:  # in the directory, and the checksum that belongs to it
+        data = path.read_bytes()
+        for old, new in ((len(content), stated_bytes), (zlib.crc32(content), zlib.crc32(content[:stated_bytes]))):
+            data = data.replace(old.to_bytes(4, "little"), new.to_bytes(4, "little"))
+        path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(AdapterError, match=reason):
+            read_adapter(path)
+        assert tracemalloc.get_traced_memory()[1] < 2 * MAX_UNPACKED_BYTES
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_mean_of_two_runs_goes_into_the_file_and_comes_out_applied(official: Path, tmp_path: Path) -> None:
