@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,6 +148,28 @@ def test_a_disk_that_hangs_at_the_start_delays_no_alert(tmp_path, models, librar
         control.unlink()
         guard.wait_for_clip()
         guard.end()
+
+
+def test_check_tells_of_a_disk_that_fails_or_hangs_and_goes_on(tmp_path, library):
+    """With a wrong constant it leaves camera and model alone, which other tests check."""
+    control, home = tmp_path / "fault", tmp_path / "home"
+    for name in ("images", "videos"):
+        (home / name).mkdir(parents=True)
+    program = (
+        "import sys; from pathlib import Path; import detect_and_upload as script;"
+        "from guardianberry.doctor.check import Site, check; home = Path(sys.argv[1]);"
+        "check(home, vars(script) | {'BITRATE_BPS': 0}, None, None, site=Site(env=home, wait_s=1))"
+    )
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(home), "AWS_EC2_METADATA_DISABLED": "true"}
+    env |= {"LD_PRELOAD": str(library), "FAULTY_DISK": str(control)}
+    for fault, told in ((errno.EIO, "cannot be used: Input/output error: see `dmesg`"), ("hang", "no answer for 1 s")):
+        control.write_text(f"{fault} videos", encoding="ascii")
+        command = [sys.executable, "-c", program, str(home)]
+        page = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert page.stderr == ""
+        assert re.search(r"^ok    images/ ", page.stdout, re.MULTILINE), page.stdout
+        assert re.search(rf"^FAIL  videos/ +{told}", page.stdout, re.MULTILINE), page.stdout
+        assert page.stdout.index("videos/") < page.stdout.index("at boot") < page.stdout.index("credentials")
 
 
 def test_a_card_that_is_read_only_from_the_start_delays_no_alert(tmp_path, models):

@@ -607,6 +607,14 @@ def test_a_full_disk(machine: Machine, free: int, level: str) -> None:
     assert ("MIN_FREE_DISK_BYTES" in finding.advice) is (free == 4 * 10**8)
 
 
+def test_damaged_clips_are_named(machine: Machine) -> None:
+    (machine.program / "videos").mkdir()
+    (machine.program / "videos" / ".damaged-1-2-3-4-5-6-7.mp4").touch()
+    finding = check_folder(machine.program / "videos", 0, BERRY)
+    assert finding.level == "warn"
+    assert "could not be finished: 1, such as .damaged-1-2-3-4-5-6-7.mp4" in finding.text
+
+
 def test_a_link_to_a_disk_that_is_not_mounted(machine: Machine) -> None:
     (machine.program / "images").symlink_to("/media/stick/images")
     finding = check_folder(machine.program / "images", 0, BERRY)

@@ -18,6 +18,7 @@ import numpy as np
 
 from guardianberry.armed import ArmedHours
 from guardianberry.camera.other_users import RunningCamera, running_cameras
+from guardianberry.disk import DiskThread
 from guardianberry.doctor.camera import check_camera, check_model, check_program, check_use, is_converted, save_picture
 from guardianberry.doctor.machine import (
     User,
@@ -50,7 +51,7 @@ class Site(NamedTuple):
     user: Callable[[], User] = current_user
     running_cameras: Callable[[], list[RunningCamera]] = running_cameras
     clock_is_synchronised: Callable[[], bool] = system_clock_is_synchronised
-    wait_s: float = 15.0  # for the first frame after the boot, and for the camera of a daemon that loads its model
+    wait_s: float = 15.0  # for the first frame after the boot, the camera of a daemon that loads its model, and a disk
 
 
 def check(
@@ -82,7 +83,7 @@ def check(
     page.add(check_power())
     page.add([check_clock(site.clock_is_synchronised, time.strftime("%Y-%m-%d %H:%M:%S %Z"))])
     min_free_bytes = 0 if problems else c.MIN_FREE_DISK_BYTES
-    page.add(check_folder(folder / name, min_free_bytes, user) for name in ("images", "videos"))
+    page.add(_check_folder(folder / name, min_free_bytes, user, site.wait_s) for name in ("images", "videos"))
     page.add([check_start_at_boot(folder, site.root)])
     if is_worth_trying:
         page.add(_camera_and_model(folder, c, make_camera, make_detector, site))
@@ -98,6 +99,14 @@ def check_heartbeat(every_s: float) -> Finding:
         return ok("heartbeat", f"every {every_s:.0f} s")
     advice = "HEARTBEAT_S = 300 in detect_and_upload.py and the stack of aws/ do that."
     return warn("heartbeat", "off: nobody is told when this camera falls silent", advice)
+
+
+def _check_folder(folder: Path, min_free_bytes: int, user: User, wait_s: float) -> Finding:
+    try:
+        return DiskThread(wait_s).call(check_folder, folder, min_free_bytes, user)
+    except TimeoutError:
+        advice = "See `dmesg`; check the cable, or replace the card or disk."
+        return fail(folder.name + "/", f"no answer for {wait_s:.0f} s", advice)
 
 
 def _camera_and_model(

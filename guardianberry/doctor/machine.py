@@ -1,6 +1,7 @@
 """--check of the machine: power, group, folders, clock, start at boot. It leaves nothing behind."""
 
 import contextlib
+import errno
 import grp
 import os
 import platform
@@ -14,8 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from guardianberry.disk import what_to_do
 from guardianberry.doctor.page import Finding, fail, ok, warn
-from guardianberry.filenames import PART_PREFIX
+from guardianberry.filenames import DAMAGED_PREFIX, PART_PREFIX
 from guardianberry.machine import answer_of, power_faults, read_text
 from guardianberry.recording.clock import CLOCK_WAIT_S
 
@@ -90,24 +92,29 @@ def check_folder(
     user: User,
     free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
 ) -> Finding:
-    """One of the two folders of the queue: can be written to, with space."""
-    subject = folder.name + "/"
-    if folder.is_symlink() and not folder.exists():
-        text = f"a link to {folder.readlink()}, which is not there"
-        return fail(subject, text, "Mount that disk, or remove the link.")
-    place = folder if folder.exists() else folder.parent
+    """One of the two folders of the queue: can be written to, with space. As long as its disk hangs, so does this."""
+    subject, place = folder.name + "/", folder
     try:
+        if folder.is_symlink() and not folder.exists():
+            text = f"a link to {folder.readlink()}, which is not there"
+            return fail(subject, text, "Mount that disk, or remove the link.")
+        if not folder.exists():
+            place = folder.parent
         with tempfile.NamedTemporaryFile(prefix=PART_PREFIX, dir=place) as file:
             file.write(b"?" * 4096)
             file.flush()
             os.fsync(file.fileno())
-        free = free_bytes(place)
+        free, damaged = free_bytes(place), sorted(folder.glob(f"{DAMAGED_PREFIX}*"))
     except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOTDIR):
+            return fail(subject, f"cannot be used: {what_to_do(error, folder)}")
         advice = f"Make it a folder of {user.name}:\nsudo chown -R {user.name} {place}"
         return fail(subject, f"cannot be written to: {error.strerror}", advice)
     text = f"writable, {free / 1e9:.1f} GB free"
     if place == folder and folder.is_symlink():
         text += f", a link to {folder.resolve()}"
+    if damaged:
+        text += f"; clips that could not be finished: {len(damaged)}, such as {damaged[0].name}"
     make_space = "Delete what is not needed."
     if free < NO_SPACE_BYTES:
         return fail(subject, text, make_space)
@@ -116,6 +123,8 @@ def check_folder(
         return warn(subject, text, advice)
     if free < LITTLE_SPACE_BYTES:
         return warn(subject, text, make_space)
+    if damaged:
+        return warn(subject, text, "Look at them on another computer, or remove them: nothing else does.")
     return ok(subject, text if place == folder else f"will be made, {free / 1e9:.1f} GB free")
 
 
