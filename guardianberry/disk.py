@@ -6,6 +6,7 @@ import os
 import pwd
 import queue
 import shlex
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -63,6 +64,14 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def free_bytes(*folders: Path) -> int | None:
+    """On the fuller of their disks; None where there is no answer."""
+    try:
+        return min(shutil.disk_usage(folder).free for folder in folders)
+    except OSError:
+        return None
 
 
 class DiskThread:

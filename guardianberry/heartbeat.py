@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from guardianberry.disk import free_bytes
 from guardianberry.logs import OncePerCause
 from guardianberry.machine import power_faults
 from guardianberry.upload.errors import Interrupted, UploadError
@@ -118,7 +118,7 @@ class Heartbeat:
             "waiting_images": queued.images,
             "waiting_videos": queued.videos,
             "oldest_waiting_s": None if queued.oldest_start is None else max(0, at - queued.oldest_start),
-            "free_disk_bytes": self._free_bytes(),
+            "free_disk_bytes": free_bytes(*self._folders),
             "events_today": self._events.started - self._events_before,
             "worst_alert_latency_s": round(self._worst_latency_s, 3) or None,
             "camera_relaunches": self._camera.relaunches,
@@ -126,10 +126,3 @@ class Heartbeat:
             "armed": not self._duty.off_reason,
             "dark_since": self._dark_since,
         }
-
-    def _free_bytes(self) -> int | None:
-        """On the fuller disk; None where there is no answer."""
-        try:
-            return min(shutil.disk_usage(folder).free for folder in self._folders)
-        except OSError:
-            return None

@@ -88,14 +88,9 @@ class Handler(logging.Handler):
 
 
 def formatter(descriptor: int = 2, environment: Mapping[str, str] = os.environ) -> logging.Formatter:
-    """For the place that `descriptor` (stderr) leads to."""
-    return JournalFormatter() if leads_to_journal(descriptor, environment) else LineFormatter()
-
-
-def leads_to_journal(descriptor: int, environment: Mapping[str, str]) -> bool:
-    """systemd names the journal's socket in JOURNAL_STREAM. Children inherit it, so the descriptor must match."""
-    try:
+    """For the place that `descriptor` (stderr) leads to: the journal's socket, which systemd names, or another."""
+    with contextlib.suppress(OSError):  # closed
         status = os.fstat(descriptor)
-    except OSError:
-        return False
-    return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+        if environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}":  # children inherit it
+            return JournalFormatter()
+    return LineFormatter()

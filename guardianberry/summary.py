@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from guardianberry.disk import free_bytes
 from guardianberry.machine import started
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class DailySummary:
 
     def _log(self, days: int, events: int, relaunches: int, still_things: int) -> None:
         counters, queued = self._uploader.counters(), self._uploader.pending()
-        worst_s = counters.worst_alert_latency_s
+        worst_s, free = counters.worst_alert_latency_s, free_bytes(self._folder)
         alert = f"slowest alert {worst_s:.1f} s after its frame" if worst_s else "no alert"
         log.info(
             "since the start, %s ago: %s; %s and %s uploaded, %d and %d queued, %s; %s; camera relaunched %s; "
@@ -53,14 +53,8 @@ class DailySummary:
             alert,
             _count(relaunches, "time"),
             _count(still_things, "still thing"),
-            self._free(),
+            "unknown" if free is None else f"{free / 1e9:.1f} GB",
         )
-
-    def _free(self) -> str:
-        try:
-            return f"{shutil.disk_usage(self._folder).free / 1e9:.1f} GB"
-        except OSError:
-            return "unknown"
 
 
 def _count(number: int, one: str, many: str = "") -> str:

@@ -1,5 +1,6 @@
 """The camera program as a process: rpicam-vid, formerly libcamera-vid. Its start, its error messages, its end."""
 
+import contextlib
 import logging
 import os
 import re
@@ -103,10 +104,8 @@ class CameraProcess:
         return list(self._last_lines)
 
     def _signal(self, number: signal.Signals) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
-        except (ProcessLookupError, PermissionError) as error:
-            log.debug("%s not sent to %d: %s", number.name, self.pid, error)
 
     def _listen(self) -> None:
         try:

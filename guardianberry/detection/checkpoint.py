@@ -10,8 +10,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,24 +26,16 @@ RECORD_NAME = re.compile(r"[^/\\]+/(data\.pkl|version|byteorder|data/\d{1,6}|\.[
 class Checkpoint:
     """An open checkpoint: `root` is its pickle as dicts, lists, numbers, strings, `Layer`s and `TensorInFile`s.
 
-    A context manager. Raises CheckpointError and OSError.
+    It reads from `file` as long as it lives. Raises CheckpointError and OSError.
     """
 
-    def __init__(self, path: Path) -> None:
-        with contextlib.ExitStack() as stack, _explained():
-            file = stack.enter_context(path.open("rb"))
+    def __init__(self, file: BinaryIO) -> None:
+        with _explained():
             file_bytes = _check_directory(file)
-            self._zip = stack.enter_context(zipfile.ZipFile(file))
+            self._zip = zipfile.ZipFile(file)
             self._records = {info.filename: info for info in self._zip.infolist()}
             self._prefix = self._check_records(file_bytes)
             self.root = interpret(self._record("data.pkl"))
-            self._open = stack.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
 
     def _check_records(self, file_bytes: int) -> str:
         """The folder that all records are in; CheckpointError where torch.save would not have written them so."""

@@ -86,7 +86,8 @@ class Head:
         maps = raw.reshape(len(self._anchors_px), self._outputs, rows, columns)
         # score = objectness * class <= objectness: one comparison of raw values leaves a handful of cells to decode.
         anchor, row, column = np.nonzero(maps[:, 4] > _logit(conf_thres))
-        values = _sigmoid(maps[anchor, :, row, column].astype(np.float32))
+        values = maps[anchor, :, row, column].astype(np.float32)
+        values = 0.5 * (np.tanh(0.5 * values) + 1)  # the sigmoid, in a form that cannot overflow
         score = values[:, 4] if self._outputs == 5 else values[:, 4] * values[:, 5]
         cell = np.stack((column, row), 1).astype(np.float32)
         centre = (values[:, :2] * 2 - 0.5 + cell) * self._stride_px
@@ -116,7 +117,3 @@ def _logit(probability: float) -> float:
     if not 0 < probability < 1:
         return math.copysign(math.inf, probability - 0.5)
     return math.log(probability / (1 - probability))
-
-
-def _sigmoid(x: Array) -> Array:
-    return 0.5 * (np.tanh(0.5 * x) + 1)  # this form cannot overflow

@@ -227,7 +227,8 @@ def load_checkpoint(path: Path) -> Model:
     makes, of any width and depth up to yolov5x; their numbers are copied into modules of ours.
     """
     try:
-        with Checkpoint(path) as checkpoint:
+        with path.open("rb") as file:
+            checkpoint = Checkpoint(file)
             found = checkpoint.root.get("ema") or checkpoint.root["model"]
             model = _build_like(found)
             with torch.no_grad():
