@@ -90,10 +90,9 @@ class DiskThread:
         return self._late is not None and not self._late.done()
 
     def call(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Returns what it returns, and raises what it raises.
+        """Returns what it returns, and raises what it raises. For any thread.
 
-        Raises TimeoutError, which is an OSError, where that takes too long, and at once while an earlier call still
-        hangs. For any thread.
+        Raises TimeoutError where that takes too long, and at once while an earlier call still hangs.
         """
         future: Future[_Result] = Future()
         with self._lock:

@@ -79,10 +79,7 @@ def answer_of(*command: str, variables: tuple[str, ...] = ()) -> tuple[int | Non
 
 
 def power_faults() -> list[str] | None:
-    """Each fault of the Raspberry Pi's power supply and each overheating, with "now" or "since the boot".
-
-    None where nobody knows, as on other machines. Takes up to ANSWER_TIMEOUT_S.
-    """
+    """What is wrong with a Raspberry Pi's power or heat, "now" or "since the boot"; None where nobody knows."""
     match = re.search(r"throttled=0x([0-9a-fA-F]+)", answer_of("vcgencmd", "get_throttled")[1])
     if match is None:
         return None
@@ -158,10 +155,7 @@ def _application_id(machine_id: str) -> str:
 
 
 def lock_folder(folder: Path) -> int:
-    """Lock the folder until this process ends, however it ends; raises AlreadyRunningError.
-
-    Keep the returned descriptor open.
-    """
+    """Lock the folder as long as the returned descriptor is open; raises AlreadyRunningError."""
     descriptor = _open_lock(folder, os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -193,11 +187,7 @@ def _open_lock(folder: Path, create: int = 0) -> int:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | create, 0o600)
     except OSError as error:
         if create:
-            log.warning(
-                "%s cannot be opened (%s): other users of this machine can keep a daemon from starting",
-                path,
-                error.strerror,
-            )
+            log.warning("%s cannot be opened (%s): other users can keep a daemon from starting", path, error.strerror)
         return os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     if create:
         with contextlib.suppress(OSError):  # a read-only card, or not ours

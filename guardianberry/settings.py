@@ -80,10 +80,8 @@ def _rules(c: SimpleNamespace) -> Iterator[tuple[Any, str]]:
     every = "INFERENCE_AT_LEAST_EVERY_S must be above 0 and at most MAX_RECORDING_DURATION_S"
     yield 0 < c.INFERENCE_AT_LEAST_EVERY_S <= longest, f"{every}, or people who stand still are missed"
     yield isinstance(getattr(c, "LIVE_UPLOAD", None), bool), "LIVE_UPLOAD must be True or False"
-    yield (
-        _are_zones(getattr(c, "IGNORE_ZONES", None)),
-        "IGNORE_ZONES must be polygons like (((0, 0), (0.3, 0), (0.3, 1)),): points from 0 to 1",
-    )
+    polygons = "IGNORE_ZONES must be polygons like (((0, 0), (0.3, 0), (0.3, 1)),): points from 0 to 1"
+    yield _are_zones(getattr(c, "IGNORE_ZONES", None)), polygons
     yield c.DETECTOR_INPUT_WIDTH_PX >= 64, "DETECTOR_INPUT_WIDTH_PX must be at least 64"
     yield c.FRAME_RATE_FPS >= 1, "FRAME_RATE_FPS must be at least 1"
     least_bps = max(200_000, int(0.05 * c.FRAME_WIDTH_PX * c.FRAME_HEIGHT_PX * c.FRAME_RATE_FPS))

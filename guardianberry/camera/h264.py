@@ -154,11 +154,8 @@ def new_context() -> av.VideoCodecContext:
 
 
 def picture_sizes(unit: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Width and height by a unit's parameter sets, shown and coded; zeros if unreadable.
-
-    A parser keeps the first size it saw, so each unit needs a new one.
-    """
-    parser = new_context()
+    """Width and height by a unit's parameter sets, shown and coded; zeros if unreadable."""
+    parser = new_context()  # a parser keeps the first size it saw
     try:
         parser.parse(unit)
         parser.parse(b"")

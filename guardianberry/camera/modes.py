@@ -56,10 +56,9 @@ def parse_sensors(listed: str) -> list[Sensor]:
         bits = re.search(r"\d+", pixel_format)
         if sensors and bits and (match := _MODE.search(line)):
             packing = "P" if pixel_format.endswith("P") else "U"
-            numbers = (int(match[number]) for number in (4, 5))
-            sensors[-1].modes.append(
-                Mode(int(match[1]), int(match[2]), int(bits[0]), packing, float(match[3]), *numbers)
-            )
+            crop_px = int(match[4]), int(match[5])
+            mode = Mode(int(match[1]), int(match[2]), int(bits[0]), packing, float(match[3]), *crop_px)
+            sensors[-1].modes.append(mode)
     return sensors
 
 

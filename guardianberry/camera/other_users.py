@@ -36,19 +36,12 @@ class RunningCamera(NamedTuple):
 def running_cameras() -> list[RunningCamera]:
     """Every camera program of our own user or root that is alive; zombies do not count."""
     found = []
-    for process in psutil.process_iter(["name"]):
-        process_name = process.info["name"] or ""
-        if process_name not in PROGRAMS and not _INTERPRETER.match(process_name):
-            continue  # most processes: their command lines need not be read
-        try:
-            details = process.as_dict(["cmdline", "status", "uids"])
-        except psutil.NoSuchProcess:
-            continue
-        if details["uids"] is None or not is_trusted(*details["uids"]):
-            continue
-        arguments = details["cmdline"] or []
-        name = process_name if process_name in PROGRAMS else _script_name(arguments)
-        if name in PROGRAMS and details["status"] != psutil.STATUS_ZOMBIE:
+    for process in psutil.process_iter(["name", "uids", "cmdline", "status"]):
+        name, uids, arguments = process.info["name"] or "", process.info["uids"], process.info["cmdline"] or []
+        if _INTERPRETER.match(name):
+            name = _script_name(arguments)
+        is_alive = process.info["status"] != psutil.STATUS_ZOMBIE
+        if name in PROGRAMS and is_alive and uids is not None and is_trusted(*uids):
             found.append(RunningCamera(process.pid, name, _listening_port(arguments)))
     return found
 

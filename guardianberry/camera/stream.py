@@ -45,7 +45,7 @@ class Stream:
         self.next_number = first_number
         self.started_s = self.last_byte_s = self.last_unit_s = self.last_key_s = clock()
         self.received_bytes = 0
-        self.size: tuple[int, int] | None = None
+        self.size = (0, 0)
         self._fd = fd
         self._clock = clock
         self._pre_roll_s = pre_roll_s
@@ -172,7 +172,7 @@ class Stream:
     def _give_out(self, unit: AccessUnit) -> None:
         self.next_number = unit.number + 1
         self.last_unit_s = unit.arrival_s
-        self.size = (unit.width, unit.height) if unit.width else None
+        self.size = (unit.width, unit.height)
         if unit.is_key:
             self.last_key_s = unit.arrival_s
         self._ring.append(unit)

@@ -237,7 +237,7 @@ class Camera:
         if self.stream.next_number == self._next_number:
             return  # no access unit yet
         if self.state != "streaming":
-            self._announce(self.stream.size or (0, 0))
+            self._announce(self.stream.size)
         if self._tries and self.stream.last_unit_s - self.stream.started_s > HEALTHY_S:
             self._tries = 0
             if self._causes.forget():

@@ -90,9 +90,8 @@ class PeopleFinder:
             self._last_person = counting[0]
         elif crop:
             self._last_person = None  # is not where it was: whatever moves has its turn
-        log.debug(
-            "frame %d%s: %d person(s), %d count", frame.number, " (crop)" if crop else "", len(people), len(counting)
-        )
+        part = " (crop)" if crop else ""
+        log.debug("frame %d%s: %d person(s), %d count", frame.number, part, len(people), len(counting))
         return counting
 
     def _crop(self, width_px: int, height_px: int, time_s: float) -> Region | None:

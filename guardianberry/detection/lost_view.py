@@ -65,10 +65,7 @@ class ViewGuard:
         return self._told_s is not None
 
     def lost(self, small: Array, time_s: float) -> str:
-        """Why the view is lost, once each time it is; else "".
-
-        `small` is the frame's brightness, shrunk to about 160x120, float32: the motion gate's picture.
-        """
+        """Why the view is lost, once each time it is; else "". `small`: the motion gate's picture of the frame."""
         if not self._recent or self._recent[-1].shape != small.shape:
             self.__init__()  # type: ignore[misc]
             self._begun_s = time_s

@@ -83,10 +83,7 @@ class MotionGate:
         return bool(moving.any())
 
     def _compare(self, small: Array) -> tuple[Array, Array]:
-        """The change of each pixel, and its size in means of 3x3 without the outermost pixels: that removes noise.
-
-        A person far away covers 3x3 pixels.
-        """
+        """The change, and its size in means of 3x3, what a person far away covers; without the outermost pixels."""
         change = small - self._background
         return change, np.abs(cv2.blur(change, (3, 3))[1:-1, 1:-1])
 

@@ -75,10 +75,7 @@ class StationaryFilter:
     def people_who_count(
         self, people: Sequence[Person], small: Array, frame_width_px: int, time_s: float
     ) -> list[Person]:
-        """`people` less those that are known as still.
-
-        `small` is the frame's brightness, shrunk, float32 [height, width]: the motion gate's picture.
-        """
+        """`people` less those that are known as still. `small`: the motion gate's picture of the frame."""
         changed = self._changed_since(small, time_s)
         scale = small.shape[1] / frame_width_px
         self._places = [place for place in self._places if time_s - place.seen_s < _kept_s(place)]

@@ -37,10 +37,8 @@ DOWNLOAD_LIMIT_S = 900.0
 DOWNLOAD_VARIABLES = ("*_proxy", "*_PROXY", "SSL_CERT_*")
 # A conversion that ends so, also by our own time limit (SIGKILL), is not tried again: it would end so each time. 127 is
 # how glibc ends a process that has no memory for a library.
-LASTING_CODES = (
-    *(NO_MEMORY, 127),
-    *(-signal.SIGKILL, -signal.SIGILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT),
-)
+_CRASHES = (signal.SIGKILL, signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
+LASTING_CODES = (NO_MEMORY, 127, *(-number for number in _CRASHES))
 
 
 class WeightsError(Exception):
@@ -169,10 +167,7 @@ class Search:
             raise RefusedError(f"{part.name} cannot be used: it has {size_bytes} bytes, more than any YOLOv5")
 
     def _cached(self, parts: list[Path], model_name: str) -> Graph:
-        """The cached graph of some files, a checkpoint with its adapter for example.
-
-        Converted now if it is missing, damaged or changed.
-        """
+        """The cached graph of some files, a checkpoint with its adapter say; converted now where it is not there."""
         xml = self._conversions.graph_path(parts[0], file_sha256(*parts))
         if not self._conversions.has(xml):
             started_s = time.monotonic()

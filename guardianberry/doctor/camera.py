@@ -79,10 +79,7 @@ def check_program(root: Path, options: Sequence[str]) -> Generator[Finding, None
 def check_use(
     running: Callable[[], list[RunningCamera]], stream_url: str, *, daemon_runs: bool, wait_s: float
 ) -> Finding | None:
-    """Which program uses the camera, and whether it should; None if the camera is free.
-
-    A running daemon gets `wait_s` to start its camera: it loads its model first.
-    """
+    """Which program uses the camera, and whether it should; None if it is free. A daemon gets `wait_s` to start it."""
     others = running()
     give_up_s = time.monotonic() + wait_s
     while daemon_runs and not others and time.monotonic() < give_up_s:
@@ -145,9 +142,8 @@ def check_view(sensor: Sensor, asked_px: tuple[int, int], frame_rate_fps: float)
     mode = mode_for(sensor, *asked_px, frame_rate_fps)
     if mode is None:
         fastest = max(mode.max_fps for mode in sensor.modes)
-        yield warn(
-            "view", f"no sensor mode has {frame_rate_fps} frames/s", f"Set FRAME_RATE_FPS to {fastest:.0f} at most."
-        )
+        advice = f"Set FRAME_RATE_FPS to {fastest:.0f} at most."
+        yield warn("view", f"no sensor mode has {frame_rate_fps} frames/s", advice)
         return
     share = mode.view_px2(*asked_px) / (sensor.width_px * sensor.height_px)
     shape_share = max(mode.view_px2(*asked_px) for mode in sensor.modes) / (sensor.width_px * sensor.height_px)
@@ -165,10 +161,7 @@ def check_view(sensor: Sensor, asked_px: tuple[int, int], frame_rate_fps: float)
 def check_model(
     make_detector: Callable[[], Detector], frame: Frame | None, grey_bgr: np.ndarray
 ) -> Generator[Finding, None, list[Person]]:
-    """Load the model as the daemon does, and time it on the frame, or on the grey picture if there is none.
-
-    Returns the people in the frame.
-    """
+    """Load the model as the daemon does, and time it on the frame, or else the grey picture; returns the people."""
     from guardianberry.detection.detector import advice_if_slow
     from guardianberry.detection.weights import WeightsError
 

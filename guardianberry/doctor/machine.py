@@ -79,9 +79,7 @@ def check_power() -> Iterator[Finding]:
     if not faults:
         yield ok("power", "no under-voltage, not throttled")
         return
-    advice = (
-        "Use the power supply made for this Pi and a short cable: under-voltage damages SD cards and stops cameras."
-    )
+    advice = "Use the power supply made for this Pi and a short cable: too little damages cards and stops cameras."
     too_hot = " Give it a heat sink and air." if any("too hot" in fault for fault in faults) else ""
     yield warn("power", ", ".join(faults), advice + too_hot)
 

@@ -54,9 +54,8 @@ class Page:
     def add(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
             self._levels[finding.level] += 1
-            print(
-                without_control(str(finding)), file=self._out, flush=True
-            )  # a program that was asked may print anything
+            text = without_control(str(finding))  # a program that was asked may print anything
+            print(text, file=self._out, flush=True)
 
     def end(self, *, upload: bool) -> int:
         """Write the verdict; the exit code."""

@@ -113,7 +113,5 @@ def check_uploads(s3: S3, buckets: Mapping[str, str]) -> Iterator[Finding]:
             continue
         yield ok(subject, f"{bucket} stored {key}")
         if missing := s3.encryption_missing:
-            advice = (
-                "On AWS every object is encrypted. Elsewhere ask whoever runs the server; the daemon works either way."
-            )
+            advice = "On AWS every object is encrypted. Elsewhere ask who runs the server; the daemon works anyway."
             yield warn(subject, f"{bucket}: the answer does not confirm the encryption at rest ({missing})", advice)
