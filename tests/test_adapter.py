@@ -19,7 +19,6 @@ from guardianberry.detection.adapter import (
     Adapter,
     AdapterError,
     adapter_path,
-    add_differences,
     read_adapter,
 )
 
@@ -27,6 +26,7 @@ torch = pytest.importorskip("torch", reason="training needs torch; the daemon do
 cv2 = pytest.importorskip("cv2")
 
 from bench.night import FALSE_RATE, Still, darkest_night, group_weights, measure  # noqa: E402 - imports cv2
+from guardianberry.detection import conversion_child  # noqa: E402 - only where torch is there
 from guardianberry.detection.detector import OpenVinoRuntime  # noqa: E402
 from guardianberry.detection.openvino_model import file_sha256  # noqa: E402 - only where torch is there
 from guardianberry.detection.weights import Graph, Setup, find_graph  # noqa: E402
@@ -80,11 +80,10 @@ def test_a_file_gives_back_each_difference_to_half_a_step_of_its_filter(tmp_path
 
 
 def test_differences_are_added_to_the_tensors_they_name_and_to_no_other() -> None:
-    tensors = {"a": np.ones(2, np.float32), "b": np.ones(3, np.float32)}
-    changed = add_differences(tensors, Adapter("", {"a": np.array((0.5, -1), np.float32)}))
-    assert changed["a"].tolist() == [1.5, 0.0]
-    assert changed["b"].tolist() == [1, 1, 1]
-    assert tensors["a"].tolist() == [1, 1]
+    network = torch.nn.ParameterDict({"a": torch.ones(2), "b": torch.ones(3)})
+    conversion_child.adapt(network, Adapter("", {"a": np.array((0.5, -1), np.float32)}))
+    assert network["a"].tolist() == [1.5, 0.0]
+    assert network["b"].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +91,7 @@ def test_differences_are_added_to_the_tensors_they_name_and_to_no_other() -> Non
 )
 def test_a_difference_that_does_not_fit_is_refused(differences: dict[str, np.ndarray]) -> None:
     with pytest.raises(AdapterError, match=r"does not fit this network at [ac]"):
-        add_differences({"a": np.ones(2, np.float32)}, Adapter("", differences))
+        conversion_child.adapt(torch.nn.ParameterDict({"a": torch.ones(2)}), Adapter("", differences))
 
 
 def test_a_file_that_is_no_adapter_is_refused(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def lively(tmp_path_factory: pytest.TempPathFactory) -> tuple[Graph, Any]:
             bias[:, 5 + 7] = bias[:, 5] + 2
     xml = tmp_path_factory.mktemp("lively") / "graph.xml"
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    conversion_child.export(model, xml, model_name="lively.pt")
+    conversion_child.export(model, xml)
     whole = networks.network()
     whole.load_state_dict(weights)
     return Graph(xml, "lively.pt"), whole.eval()
@@ -226,7 +226,7 @@ def test_single_class_network_scores_by_objectness_alone(tmp_path: Path) -> None
     model = networks.network(nc=1)
     for head in model.detect.m:
         head.bias.data += 5.0
-    conversion_child.export(model, tmp_path / "own.xml", model_name="own.pt", half=True)
+    conversion_child.export(model, tmp_path / "own.xml", half=True)
     detector = Detector(Graph(tmp_path / "own.xml", "own.xml"), frame_width_px=160, frame_height_px=96, **THRESHOLDS)
     people = detector.find_people(noise(96, 160))
     assert people

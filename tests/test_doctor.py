@@ -45,7 +45,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.networks import network
 
     models = tmp_path_factory.mktemp("models")
-    conversion_child.export(network(nc=1), models / "tiny.xml", model_name="tiny.xml")
+    conversion_child.export(network(nc=1), models / "tiny.xml")
     for name in ("tiny.xml", "tiny.bin"):
         shutil.copy(models / name, models / name.replace("tiny", Path(BUNDLED).stem))
     find_graph("tiny.xml", models)

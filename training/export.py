@@ -26,7 +26,7 @@ def load_trained(path: Path) -> Model:
 
 
 def export_trained(weights: Path, xml: Path) -> None:
-    export(load_trained(weights), xml, model_name=xml.name, source_sha256=file_sha256(weights), half=True)
+    export(load_trained(weights), xml, half=True)
     lines = [f"{file_sha256(path)}  {path.name}\n" for path in (xml, xml.with_suffix(".bin"))]
     xml.with_suffix(".sha256").write_text("".join(lines))
 

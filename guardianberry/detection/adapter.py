@@ -9,7 +9,6 @@ import io
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,13 +83,3 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[An
     if math.prod(shape) * dtype.itemsize != len(values):
         raise ValueError(f"{member.filename} has another size than its header says")
     return np.frombuffer(values, dtype).reshape(shape, order="F" if is_fortran else "C")
-
-
-def add_differences(tensors: Mapping[str, Array], adapter: Adapter) -> dict[str, Array]:
-    """The official tensors, by name, with the differences added; AdapterError where one does not fit."""
-    changed = dict(tensors)
-    for name, difference in adapter.differences.items():
-        if name not in tensors or tensors[name].shape != difference.shape or not np.isfinite(difference).all():
-            raise AdapterError(f"the adapter does not fit this network at {name}")
-        changed[name] = tensors[name] + difference
-    return changed

@@ -16,7 +16,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from guardianberry.detection.adapter import Adapter, AdapterError, adapted_name, add_differences, read_adapter
+import numpy as np
+
+from guardianberry.detection.adapter import Adapter, AdapterError, read_adapter
 from guardianberry.detection.child import restrict
 from guardianberry.detection.openvino_model import file_sha256, load_convert_model, load_openvino, read_info, save
 
@@ -30,7 +32,7 @@ MEMORY_LIMIT_BYTES, MEMORY_LIMIT_FILE_SIZES = 1 << 30, 12
 REFUSED, FAILED_HERE, NO_MEMORY = 1, 3, 4
 
 
-def export(model: nn.Module, out: Path, *, model_name: str, source_sha256: str = "", half: bool = False) -> None:
+def export(model: nn.Module, out: Path, *, half: bool = False) -> None:
     """Write a network of `yolov5.py` as the graph `out` (.xml and .bin) after one trial run. Changes `model`.
 
     Only the person class is kept (6 outputs an anchor; a network of one class keeps its 5). `half` stores fp16 weights:
@@ -52,8 +54,6 @@ def export(model: nn.Module, out: Path, *, model_name: str, source_sha256: str =
         "anchors_px": yolov5.anchors_px(network),
         "strides_px": [int(stride) for stride in network.detect.stride],
         "outputs": network.detect.no,
-        "model_name": model_name,
-        "source_sha256": source_sha256,
     }
     save(graph, out, info, half=half)
 
@@ -65,23 +65,26 @@ def convert_checkpoint(source: Path, out: Path, adapter_file: Path | None = None
     """
     from guardianberry.detection import yolov5
 
-    model, model_name, sha256 = yolov5.load_checkpoint(source), source.name, file_sha256(source)
+    model = yolov5.load_checkpoint(source)
     if adapter_file:
         adapter = read_adapter(adapter_file)
-        if adapter.official_sha256 != sha256:
+        if adapter.official_sha256 != file_sha256(source):
             raise AdapterError(f"{adapter_file.name} is made for another {source.name}")
         adapt(yolov5.keep_person_only(model), adapter)
-        model_name, sha256 = adapted_name(source), file_sha256(source, adapter_file)
-    export(model, out, model_name=model_name, source_sha256=sha256, half=half)
+    export(model, out, half=half)
 
 
 def adapt(model: nn.Module, adapter: Adapter) -> None:
     """Add an adapter's differences to a network that is cut down to the person, in place. Raises AdapterError."""
     import torch
 
-    official = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
-    changed = add_differences(official, adapter)
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in changed.items()}, strict=False)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, difference in adapter.differences.items():
+            own = parameters.get(name)
+            if own is None or own.shape != difference.shape or not np.isfinite(difference).all():
+                raise AdapterError(f"the adapter does not fit this network at {name}")
+            own.add_(torch.from_numpy(difference))
 
 
 def convert_graph(source: Path, out: Path, adapter_file: Path | None = None, *, half: bool) -> None:
@@ -89,12 +92,7 @@ def convert_graph(source: Path, out: Path, adapter_file: Path | None = None, *, 
     if adapter_file:
         raise AdapterError(f"{source.name} is a graph: an adapter needs its checkpoint")
     graph = load_openvino().Core().read_model(source)
-    info = {
-        **read_info(graph),
-        "model_name": source.name,
-        "source_sha256": file_sha256(source, source.with_suffix(".bin")),
-    }
-    save(graph, out, info, half=half)
+    save(graph, out, read_info(graph), half=half)
 
 
 CONVERTERS = {".pt": convert_checkpoint, ".xml": convert_graph}

@@ -61,10 +61,7 @@ def file_sha256(*paths: Path) -> str:
 
 
 def read_info(graph: openvino.Model) -> dict[str, Any]:
-    """The metadata of a graph that `save` wrote: `anchors_px`, `strides_px`, `outputs` an anchor, `model_name`.
-
-    Raises GraphError for other graphs.
-    """
+    """The metadata of a graph that `save` wrote: `anchors_px`, `strides_px`, `outputs` an anchor. Raises GraphError."""
     if not graph.has_rt_info([INFO_KEY, "info"]):
         raise GraphError("it was not made by `python -m guardianberry.convert`")
     info = json.loads(graph.get_rt_info([INFO_KEY, "info"]).astype(str))

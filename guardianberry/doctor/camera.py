@@ -158,14 +158,11 @@ def check_view(sensor: Sensor, asked_px: tuple[int, int], frame_rate_fps: float)
         yield ok("view", text)
 
 
-def check_model(
-    make_detector: Callable[[], Detector], frame: Frame | None, grey_bgr: np.ndarray
-) -> Generator[Finding, None, list[Person]]:
-    """Load the model as the daemon does, and time it on the frame, or else the grey picture; returns the people."""
+def check_model(make_detector: Callable[[], Detector], frame: Frame | None) -> Generator[Finding, None, list[Person]]:
+    """Load the model as the daemon does, and time it on the frame, or else a grey one; returns the people."""
     from guardianberry.detection.detector import advice_if_slow
     from guardianberry.detection.weights import WeightsError
 
-    bgr = grey_bgr if frame is None else frame.bgr
     warnings = BufferingHandler(capacity=1000)  # of the daemon's own code, which logs them to nobody here
     warnings.setLevel(logging.WARNING)
     logging.getLogger("guardianberry").addHandler(warnings)
@@ -176,9 +173,12 @@ def check_model(
         return []
     finally:
         logging.getLogger("guardianberry").removeHandler(warnings)
-    times_ms = []
+    people, times_ms = [], []
     for _ in range(_INFERENCES):
-        people = detector.find_people(bgr)
+        if frame is None:
+            detector.measure_ms()
+        else:
+            people = detector.find_people(frame.bgr)
         times_ms.append(detector.last_ms)
     inference_ms = statistics.median(times_ms)
     text = f"{detector.model_name}, {inference_ms:.0f} ms a frame"

@@ -14,8 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-import numpy as np
-
 from guardianberry.armed import ArmedHours
 from guardianberry.camera.other_users import RunningCamera, running_cameras
 from guardianberry.disk import DiskThread
@@ -132,7 +130,6 @@ def _camera_and_model(
     if daemon_runs and not is_converted(c.WEIGHTS, folder / "models"):  # a second conversion would delay the first
         yield warn("model", f"the running daemon is still preparing {c.WEIGHTS}", "Check again in a minute.")
     else:
-        grey = np.full((c.FRAME_HEIGHT_PX, c.FRAME_WIDTH_PX, 3), 114, np.uint8)
-        people = yield from check_model(make_detector, frame, grey)
+        people = yield from check_model(make_detector, frame)
         if frame is not None:
             yield save_picture(folder / "check.jpg", frame.bgr, people, c.IGNORE_ZONES)
