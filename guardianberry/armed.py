@@ -13,7 +13,7 @@ from datetime import datetime
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _DAY = "|".join(_DAYS)
-_PERIOD = re.compile(rf"(?:(daily)|({_DAY})(?:-({_DAY}))?) (\d\d):(\d\d)-(\d\d):(\d\d)", re.ASCII | re.IGNORECASE)
+_PERIOD = re.compile(rf"(?:(daily)|({_DAY})(?:-({_DAY}))?) (\d\d):(\d\d)-(\d\d):(\d\d)", re.ASCII)
 _DAY_MIN = 24 * 60
 
 
@@ -44,7 +44,7 @@ class ArmedHours:
 
 
 def _parse(part: str) -> Period:
-    match = _PERIOD.fullmatch(" ".join(part.split()))
+    match = _PERIOD.fullmatch(" ".join(part.lower().split()))
     if match is None:
         raise ValueError(f'{part!r} is not understood; write "mon-fri 08:00-17:00" or "daily 23:00-06:00"')
     begin_min, end_min = (_minutes(part, *match.group(group, group + 1)) for group in (4, 6))
@@ -52,7 +52,7 @@ def _parse(part: str) -> Period:
         raise ValueError(f'{part!r} begins when it ends; write "00:00-24:00" for a whole day')
     if begin_min == _DAY_MIN:
         raise ValueError(f'{part!r} begins at 24:00; write "00:00" of the next day')
-    first, last = (0, 6) if match[1] else (_number(match[2]), _number(match[3] or match[2]))
+    first, last = (0, 6) if match[1] else (_DAYS.index(match[2]), _DAYS.index(match[3] or match[2]))
     weekdays = frozenset((first + day) % 7 for day in range((last - first) % 7 + 1))
     return Period(weekdays, begin_min, end_min if end_min > begin_min else end_min + _DAY_MIN)
 
@@ -62,7 +62,3 @@ def _minutes(part: str, hour: str, minute: str) -> int:
     if at_min > _DAY_MIN or int(minute) > 59:
         raise ValueError(f"{part!r}: there is no time {hour}:{minute}")
     return at_min
-
-
-def _number(day: str) -> int:
-    return _DAYS.index(day.lower())

@@ -83,13 +83,10 @@ def _stop_at_end(folder: Path, end_file: Path, stop: threading.Event) -> None:
             return
     log.info("demo: the video is over")
     give_up_s = time.monotonic() + _UPLOAD_WAIT_S
-    while _pending(folder) and time.monotonic() < give_up_s and not stop.wait(_POLL_S):
-        pass
+    while any(folder.glob("images/*")) or any(folder.glob("videos/*")):
+        if time.monotonic() > give_up_s or stop.wait(_POLL_S):
+            break
     stop.set()
-
-
-def _pending(folder: Path) -> list[Path]:
-    return [path for name in ("images", "videos") for path in (folder / name).glob("*") if path.is_file()]
 
 
 def log_objects(folder: Path) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import pwd
 import queue
 import shlex
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from guardianberry.filenames import PART_PREFIX
-from guardianberry.machine import started
+from guardianberry.machine import started, user_name
 
 _TIMEOUT_S = 10.0
 _Result = TypeVar("_Result")
@@ -133,9 +132,7 @@ def what_to_do(error: OSError, folder: Path) -> str:
 
 
 def _command_that_opens(folder: Path) -> str:
-    user, path = str(os.geteuid()), shlex.quote(os.path.realpath(folder))
-    with contextlib.suppress(KeyError):
-        user = pwd.getpwuid(os.geteuid()).pw_name
+    user, path = user_name(os.geteuid()), shlex.quote(os.path.realpath(folder))
     try:
         os.stat(folder)
     except FileNotFoundError:

@@ -115,8 +115,5 @@ class Duty:
         # By the monotonic clock as well: whoever can set the wall clock back must not end the guard for longer.
         if max(age_s, now_s - self._file_seen[1]) >= _FILE_ENDS_AFTER_S:
             return "", "it is older than 12 hours, so the camera is on duty again; remove it"
-        return f"the file {FILE_NAME}, until {_clock(status.st_mtime + _FILE_ENDS_AFTER_S)} at the latest", ""
-
-
-def _clock(at_s: float) -> str:
-    return f"{datetime.fromtimestamp(at_s, UTC).astimezone():%H:%M}"
+        end = datetime.fromtimestamp(status.st_mtime + _FILE_ENDS_AFTER_S, UTC).astimezone()
+        return f"the file {FILE_NAME}, until {end:%H:%M} at the latest", ""

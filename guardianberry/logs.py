@@ -48,8 +48,10 @@ def without_control(text: str) -> str:
 class LineFormatter(logging.Formatter):
     """Time, level, message. Control characters are escaped, so no text can look like another entry."""
 
-    def __init__(self, layout: str = "%(asctime)s %(levelname)-7s %(message)s") -> None:
-        super().__init__(layout)
+    layout = "%(asctime)s %(levelname)-7s %(message)s"
+
+    def __init__(self) -> None:
+        super().__init__(self.layout)
 
     def format(self, record: logging.LogRecord) -> str:
         lines = super().format(record).split("\n")
@@ -59,8 +61,7 @@ class LineFormatter(logging.Formatter):
 class JournalFormatter(LineFormatter):
     """For the journal, which adds the time itself: priority and message."""
 
-    def __init__(self) -> None:
-        super().__init__("%(message)s")
+    layout = "%(message)s"
 
     def format(self, record: logging.LogRecord) -> str:
         number = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)

@@ -7,6 +7,7 @@ import hmac
 import logging
 import math
 import os
+import pwd
 import re
 import resource
 import signal
@@ -22,10 +23,6 @@ log = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT_S = 3.0  # `rpicam-vid --list-cameras` takes about 1 s, the other commands that are asked 0.03 s
 
-_DEVICE_TREE_SERIAL = Path("sys/firmware/devicetree/base/serial-number")
-_CPUINFO = Path("proc/cpuinfo")
-_MACHINE_ID = Path("etc/machine-id")
-_UNKNOWN_SERIAL = "unknown"
 _APPLICATION = uuid.UUID("5c0d9a3f0b2e4d6c9a51b8f1e7d24c36")  # any fixed number, ours alone
 _LOCK_NAME = ".lock"
 _M_ARENA_MAX = -8  # malloc.h
@@ -123,11 +120,17 @@ def keep_memory_off_the_disk() -> None:
 
 def be_killed_first() -> None:
     """This process dies with its parent, and before the daemon and the camera program where memory is short."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):  # Linux
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+def user_name(number: int) -> str:
+    """Of a user id; the id itself where it has no name."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
 
 
 class AlreadyRunningError(RuntimeError):
@@ -139,11 +142,11 @@ def get_rpi_serial_number(root: Path = Path("/")) -> str:
 
     ASCII letters, digits and dashes only, because it travels in an HTTP header.
     """
-    serial = read_text(root / _DEVICE_TREE_SERIAL).rstrip("\0 \n")
+    serial = read_text(root / "sys/firmware/devicetree/base/serial-number").rstrip("\0 \n")
     if not serial:  # kernels of some distributions have it in cpuinfo alone
-        match = re.search(r"^Serial\s*:\s*(\S+)", read_text(root / _CPUINFO), re.MULTILINE)
-        serial = match[1] if match else _application_id(read_text(root / _MACHINE_ID).strip())
-    return re.sub(r"[^0-9A-Za-z-]", "", serial) or _UNKNOWN_SERIAL
+        match = re.search(r"^Serial\s*:\s*(\S+)", read_text(root / "proc/cpuinfo"), re.MULTILINE)
+        serial = match[1] if match else _application_id(read_text(root / "etc/machine-id").strip())
+    return re.sub(r"[^0-9A-Za-z-]", "", serial) or "unknown"
 
 
 def _application_id(machine_id: str) -> str:

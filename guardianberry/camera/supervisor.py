@@ -120,14 +120,11 @@ class Camera:
         if self._clock() >= self._retry_at_s:
             self._try()
 
-    def newest_frame(
-        self, *, timeout_s: float, after_number: int = -1, stop: threading.Event | None = None
-    ) -> Frame | None:
+    def newest_frame(self, *, timeout_s: float, after_number: int = -1, stop: threading.Event = _NEVER) -> Frame | None:
         """As Stream.newest_frame, also while there is no stream; returns early when `stop` is set.
 
         Numbers go on counting over relaunches. A stream that cannot be decoded is rejected.
         """
-        stop = stop or _NEVER
         deadline_s = time.monotonic() + timeout_s
         while not stop.is_set() and (left_s := min(WAKE_S, deadline_s - time.monotonic())) > 0:
             if self.stream is not None:

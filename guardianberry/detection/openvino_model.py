@@ -21,7 +21,6 @@ CONVERTER_VERSION = 1  # part of the cached graph's name: increase it whenever t
 INFO_KEY = "guardianberry"  # rt_info section that holds the metadata
 STRIDES_PX = (8, 16, 32)
 ANCHORS_PER_HEAD = 3
-TRIAL_HEIGHT_PX, TRIAL_WIDTH_PX = 480, 640
 
 
 class GraphError(ValueError):
@@ -99,7 +98,7 @@ def _try(graph: openvino.Model, info: dict[str, Any]) -> None:
     import numpy as np
 
     ov = load_openvino()
-    height, width = TRIAL_HEIGHT_PX, TRIAL_WIDTH_PX
+    height, width = 480, 640
     trial = graph.clone()
     trial.reshape([1, height, width, 3])
     expected = [[1, ANCHORS_PER_HEAD * info["outputs"], height // s, width // s] for s in STRIDES_PX]

@@ -173,7 +173,8 @@ def check_model(make_detector: Callable[[], Detector], frame: Frame | None) -> G
         return []
     finally:
         logging.getLogger("guardianberry").removeHandler(warnings)
-    people, times_ms = [], []
+    people: list[Person] = []
+    times_ms = []
     for _ in range(_INFERENCES):
         if frame is None:
             detector.measure_ms()

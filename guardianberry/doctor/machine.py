@@ -5,7 +5,6 @@ import errno
 import grp
 import os
 import platform
-import pwd
 import re
 import shutil
 import stat
@@ -18,7 +17,7 @@ from typing import NamedTuple
 from guardianberry.disk import what_to_do
 from guardianberry.doctor.page import Finding, fail, ok, warn
 from guardianberry.filenames import DAMAGED_PREFIX, PART_PREFIX
-from guardianberry.machine import answer_of, power_faults, read_text
+from guardianberry.machine import answer_of, power_faults, read_text, user_name
 from guardianberry.recording.clock import CLOCK_WAIT_S
 
 LITTLE_SPACE_BYTES = 1_000_000_000  # about 200 clips: a weekend without network
@@ -176,10 +175,3 @@ def is_open_to_others(path: Path) -> bool:
     with contextlib.suppress(OSError):
         return bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
     return False
-
-
-def user_name(number: int) -> str:
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return str(number)
