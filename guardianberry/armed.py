@@ -3,8 +3,7 @@
     "mon-fri 08:00-17:00, daily 23:00-06:00"
 
 A period that ends at or before its beginning goes on into the next day and belongs to the day on which it begins.
-Times are those of the clock on the wall: an hour that daylight saving repeats counts twice, one that it skips does not
-come.
+Times are those of the clock on the wall: an hour that daylight saving repeats counts twice.
 """
 
 import re

@@ -45,11 +45,10 @@ class Duty:
         self.off_reason = ""  # what the loop was told last; "" on duty. For any thread to read
         self.asked_s = monotonic()  # when the loop asked last
         self._checked, self._closed = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="duty", daemon=True)
 
     def start(self) -> None:
         """Waits for the first look at the file, a second at most, so that a restart off duty films nothing."""
-        self._thread.start()
+        threading.Thread(target=self._run, name="duty", daemon=True).start()
         self._checked.wait(_EVERY_S)
 
     def stop(self) -> None:

@@ -35,8 +35,7 @@ class Offer(NamedTuple):
 def find_program() -> str:
     """Path of the camera program; CameraError if there is none."""
     for name in PROGRAMS:
-        path = shutil.which(name)
-        if path:
+        if path := shutil.which(name):
             return path
     names = " nor ".join(PROGRAMS)
     raise CameraError("not installed", f"neither {names} found on PATH: install {PACKAGE} (sudo apt install {PACKAGE})")

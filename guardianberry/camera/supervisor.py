@@ -109,9 +109,9 @@ class Camera:
             self._switch_off()
             return
         if self.stream is not None:
-            fault = self._fault()
+            fault = self._fault(self.stream)
             if fault is None:
-                self._healthy()
+                self._healthy(self.stream)
                 return
             if self.state != "streaming":
                 self._offer = None
@@ -217,25 +217,23 @@ class Camera:
         self._source = f"{other} on {where}"
         return connection.detach()
 
-    def _fault(self) -> Fault | None:
-        assert self.stream is not None
-        if not self.stream.ended:
-            return fault_of_stream(self.stream, self._clock(), self._stall_s)
-        if self._process is None or self.stream.end_reason:
-            return Fault("ended", f"{self._source} ended ({self.stream.end_reason or 'end of data'})")
+    def _fault(self, stream: Stream) -> Fault | None:
+        if not stream.ended:
+            return fault_of_stream(stream, self._clock(), self._stall_s)
+        if self._process is None or stream.end_reason:
+            return Fault("ended", f"{self._source} ended ({stream.end_reason or 'end of data'})")
         code = self._process.exit_code(timeout_s=0.3)
         fault = fault_of_exit(self._process.name, code, self._process.last_lines())
         if fault.cause == "codec":  # some builds for the Pi 5 take H.264 to stdout only this way
             self._codec = "libav" if self._codec == "h264" else "h264"
         return fault
 
-    def _healthy(self) -> None:
-        assert self.stream is not None
-        if self.stream.next_number == self._next_number:
+    def _healthy(self, stream: Stream) -> None:
+        if stream.next_number == self._next_number:
             return  # no access unit yet
         if self.state != "streaming":
-            self._announce(self.stream.size)
-        if self._tries and self.stream.last_unit_s - self.stream.started_s > HEALTHY_S:
+            self._announce(stream.size)
+        if self._tries and stream.last_unit_s - stream.started_s > HEALTHY_S:
             self._tries = 0
             if self._causes.forget():
                 log.info("camera: no fault for %.0f s; %d relaunches so far", HEALTHY_S, self.relaunches)

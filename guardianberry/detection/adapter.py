@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
 STEP_SUFFIX = ".step"
 MAX_BYTES = 2 << 20  # of the file: 1.4 MB in yolov5n-night.npz
 MAX_UNPACKED_BYTES = 8 << 20  # of all arrays as they are stored: 1.8 MB there
@@ -39,7 +38,7 @@ class Adapter(NamedTuple):
     """What a file holds: float32 differences by tensor name, for the checkpoint with this sha256."""
 
     official_sha256: str
-    differences: dict[str, Array]
+    differences: dict[str, NDArray[np.float32]]
 
 
 def read_adapter(path: Path) -> Adapter:

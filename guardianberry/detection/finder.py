@@ -104,9 +104,9 @@ class PeopleFinder:
         if not is_due:
             return None
         input_width_px = self.detector.input_width_px
-        if self._last_person is not None:
-            if crop := crop_around(self._last_person[:4], width_px, height_px, input_width_px):
-                return crop
+        person = self._last_person
+        if person and (crop := crop_around(person[:4], width_px, height_px, input_width_px)):
+            return crop
         boxes = self._movers.find(width_px)
         self._turn += 1
         return crop_around(boxes[self._turn % len(boxes)], width_px, height_px, input_width_px) if boxes else None

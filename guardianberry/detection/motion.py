@@ -6,13 +6,11 @@ leaves and screens are learnt within half a minute, so that they do not cause an
 """
 
 import math
-from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from guardianberry.detection.postprocess import Array
 
 SMALL_WIDTH_PX = 160
 # Time constant of the background. A person who moves by one pixel of the small picture a second is still detected.

@@ -4,16 +4,7 @@ import logging
 import threading
 from pathlib import Path
 
-from guardianberry.detection.weights import (
-    BUNDLED,
-    DEFAULTS,
-    Graph,
-    RefusedError,
-    Search,
-    Setup,
-    UnavailableError,
-    WeightsError,
-)
+from guardianberry.detection.weights import BUNDLED, Graph, RefusedError, Search, Setup, UnavailableError, WeightsError
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +17,7 @@ class Preparation:
     Methods are for one thread; the search has a thread of its own, which ends soon after `stop` is set.
     """
 
-    def __init__(self, weights: str, models_folder: Path, *, stop: threading.Event, setup: Setup = DEFAULTS) -> None:
+    def __init__(self, weights: str, models_folder: Path, *, stop: threading.Event, setup: Setup | None = None) -> None:
         self._weights, self._search = weights, Search(models_folder, stop, setup)
         self._graph: Graph | None = None
         self._error: WeightsError | None = None

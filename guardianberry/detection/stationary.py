@@ -4,9 +4,8 @@ A box is still when one detection after the other lies in the same place (IoU ab
 nothing changed in it or beside it. A still box does not count as a person until something moves there again. It is
 remembered for `REMEMBERED_S`, because light and noise make the network lose and find such a thing many times a day.
 
-The filter fails open. Everything counts after the start, after `forget`, after another picture (a camera that was
-turned), and for somebody who comes in and then stands still: that person has moved before. Only a place that is already
-known as still is left out, so a person anywhere else counts as if it were not there.
+In doubt a person counts: after the start, after `forget`, after another picture (a camera that was turned), and one who
+comes in and then stands still. Only a place that is already known as still is left out.
 
 Motion is judged against the picture of about a second before, not against the background of the motion gate: the gate
 keeps everything that differs from the empty room in motion while somebody is in view.

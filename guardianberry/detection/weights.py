@@ -71,11 +71,8 @@ class Setup(NamedTuple):
     converter: Sequence[str] = (sys.executable, "-m", "guardianberry.convert")
 
 
-DEFAULTS = Setup()
-
-
 def find_graph(
-    weights: str, models_folder: Path, *, stop: threading.Event | None = None, setup: Setup = DEFAULTS
+    weights: str, models_folder: Path, *, stop: threading.Event | None = None, setup: Setup | None = None
 ) -> Graph:
     """The graph for the file `weights` in `models_folder`. Raises WeightsError, also within 0.2 s after `stop` is set.
 
@@ -95,8 +92,8 @@ def find_graph(
 class Search:
     """From one weights file to its graph, with all that this may need: download, checks, conversion."""
 
-    def __init__(self, models_folder: Path, stop: threading.Event, setup: Setup) -> None:
-        self._folder, self._stop, self._setup = models_folder, stop, setup
+    def __init__(self, models_folder: Path, stop: threading.Event, setup: Setup | None) -> None:
+        self._folder, self._stop, self._setup = models_folder, stop, setup or Setup()
         self._conversions = Conversions(models_folder)
 
     def has_bundled_besides(self, weights: str) -> bool:

@@ -209,8 +209,3 @@ def save_picture(path: Path, bgr: np.ndarray, people: list[Person], zones: Seque
     except OSError as error:
         return warn("picture", f"{path} cannot be written: {error.strerror}", "Make the folder writable for this user.")
     return ok("picture", f"what the camera sees now is in {path.name}, with people and IGNORE_ZONES")
-
-
-def is_converted(weights: str, models_folder: Path) -> bool:
-    """Whether there is a graph made of these weights."""
-    return any((models_folder / ".cache").glob(f"{Path(weights).stem}-*.xml"))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 from guardianberry.armed import ArmedHours
 from guardianberry.camera.other_users import RunningCamera, running_cameras
 from guardianberry.disk import DiskThread
-from guardianberry.doctor.camera import check_camera, check_model, check_program, check_use, is_converted, save_picture
+from guardianberry.doctor.camera import check_camera, check_model, check_program, check_use, save_picture
 from guardianberry.doctor.machine import (
     User,
     check_clock,
@@ -64,8 +64,7 @@ def check(
 ) -> int:
     """Write the page to `out`, each line as soon as it is known; 0 if the daemon would work, else 1.
 
-    `constants`: the script's, by name. `make_camera`, `make_detector`: the script's, called only if the constants are
-    right.
+    The script's constants, by name, and its functions, which are called only if the constants are right.
     """
     logging.getLogger("guardianberry").addHandler(logging.NullHandler())  # the page says what warnings would say
     c, page, user = by_name(constants), Page(out), site.user()
@@ -127,7 +126,8 @@ def _camera_and_model(
         yield in_use
     elif program:
         frame = yield from check_camera(program, make_camera, (c.FRAME_WIDTH_PX, c.FRAME_HEIGHT_PX), site.wait_s)
-    if daemon_runs and not is_converted(c.WEIGHTS, folder / "models"):  # a second conversion would delay the first
+    is_converted = any((folder / "models/.cache").glob(f"{Path(c.WEIGHTS).stem}-*.xml"))
+    if daemon_runs and not is_converted:  # a second conversion would delay the first
         yield warn("model", f"the running daemon is still preparing {c.WEIGHTS}", "Check again in a minute.")
     else:
         people = yield from check_model(make_detector, frame)
