@@ -101,7 +101,7 @@ def test_a_file_that_is_no_adapter_is_refused(tmp_path: Path) -> None:
         with pytest.raises(AdapterError, match=r"a.npz is no adapter"):
             read_adapter(path)
     np.savez(path, official_sha256=np.array("0"), pickled=np.array([{}], dtype=object))
-    with pytest.raises(AdapterError, match=r"a.npz is no adapter: .*OBJECT array"):
+    with pytest.raises(AdapterError, match=r"a.npz is no adapter: pickled.npy has another size"):
         read_adapter(path)
     path.write_bytes(bytes((2 << 20) + 1))
     with pytest.raises(AdapterError, match=r"larger than"):
