@@ -7,11 +7,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from guardianberry.disk import create
 from guardianberry.filenames import VideoName, parse, parse_held
+from guardianberry.logs import OncePerCause
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +39,14 @@ class Retention:
     min_free_bytes: int
     is_uploading: Callable[[Path], bool]
     monotonic: Callable[[], float] = time.monotonic
-    _is_told: bool = False
+    _told: OncePerCause = field(default_factory=OncePerCause)
     _useless_until_s: float = 0.0
 
     def make_room(self) -> None:
         """Raises OSError where the folder cannot be read."""
         missing_bytes = self._missing_bytes()
         if missing_bytes <= 0:
-            self._is_told = False
+            self._told.forget()
         if missing_bytes <= 0 or self.monotonic() < self._useless_until_s:
             return
         clips = self._oldest_first()
@@ -68,9 +69,8 @@ class Retention:
         return space_to_keep_bytes(self.folder, self.min_free_bytes) - shutil.disk_usage(self.folder).free
 
     def _tell(self, reason: str) -> None:
-        if not self._is_told:
+        if self._told.is_new("space"):
             log.warning("disk: too little space under %s/, and nothing more is deleted: %s", self.folder.name, reason)
-        self._is_told = True
 
     def _oldest_first(self) -> list[Path]:
         """Finished clips. The held ones, from before the clock was set, are the newest."""

@@ -11,15 +11,7 @@ from typing import NamedTuple, TypeVar
 from guardianberry.filenames import ImageName, VideoName
 from guardianberry.upload.queue import QueuedFile
 from guardianberry.upload.s3 import S3
-from guardianberry.upload.upload_file import (
-    CONTENT_TYPES,
-    Body,
-    Source,
-    camera_uuid,
-    event_uuid,
-    header_value,
-    metadata,
-)
+from guardianberry.upload.upload_file import CONTENT_TYPE, Body, Source, camera_uuid, event_uuid, header_value, metadata
 
 log = logging.getLogger(__name__)
 _Value = TypeVar("_Value")
@@ -66,7 +58,7 @@ class Sender:
         self._video_metadata[name] = header_value(value)
 
     def note_arrival(self, image: QueuedFile, arrival_s: float) -> None:
-        """When the last byte of the image's frame arrived."""
+        """Of the last byte of the image's frame."""
         with self._lock:
             _remember(self._arrivals_s, image.path, arrival_s)
 
@@ -84,7 +76,7 @@ class Sender:
         """Returns once S3 has confirmed it. Raises UploadError, and OSError where the source cannot be read."""
         queued, started_s = source.queued, self._clock()
         key, body = source.key_and_body(self._serial, before_block)
-        content_type = CONTENT_TYPES[queued.path.suffix]
+        content_type = CONTENT_TYPE[queued.path.suffix]
         stored = self.s3.put(
             queued.media_type.bucket, key, body, content_type=content_type, metadata=self._metadata(queued)
         )
@@ -109,7 +101,7 @@ class Sender:
         event = str(event_uuid(self._serial, event_id))
         told = {"event": event, "part": str(number), "recording_start_time": str(event_id)}
         told["camera_name"] = self.camera_name
-        key, content_type = f"live/{event}/{number:04}{suffix}", CONTENT_TYPES[suffix]
+        key, content_type = f"live/{event}/{number:04}{suffix}", CONTENT_TYPE[suffix]
         self.s3.put(self._videos_bucket, key, body, content_type=content_type, metadata=told)
 
     def count_failure(self) -> None:

@@ -185,20 +185,14 @@ class _Connection:
                 self.sock.settimeout(timeout_s)
 
 
-class _HttpConnection(_Connection, botocore.awsrequest.AWSHTTPConnection):
-    only_here = True
-
-
-class _HttpsConnection(_Connection, botocore.awsrequest.AWSHTTPSConnection):
-    pass
-
-
 class _HttpPool(botocore.awsrequest.AWSHTTPConnectionPool):
-    ConnectionCls = _HttpConnection
+    class ConnectionCls(_Connection, botocore.awsrequest.AWSHTTPConnection):
+        only_here = True
 
 
 class _HttpsPool(botocore.awsrequest.AWSHTTPSConnectionPool):
-    ConnectionCls = _HttpsConnection
+    class ConnectionCls(_Connection, botocore.awsrequest.AWSHTTPSConnection):
+        pass
 
 
 class _Session(botocore.httpsession.URLLib3Session):

@@ -23,7 +23,7 @@ _MAX_IMAGE_BYTES = 20_000_000
 # What a clip may weigh: 20 Mbit/s and some more, for two minutes at most. A file of 5 GiB that is mostly a hole takes
 # no room on the disk and would be sent for days.
 _MAX_CLIP_BYTES_PER_S, _MAX_CLIP_S, _MAX_CLIP_OVERHEAD_BYTES = 2_500_000, 120, 25_000_000
-CONTENT_TYPES = {".jpg": "image/jpeg", ".mp4": "video/mp4", ".part": "application/octet-stream"}
+CONTENT_TYPE = {".jpg": "image/jpeg", ".mp4": "video/mp4", ".part": "application/octet-stream"}
 _KEY_NAMESPACE = uuid.UUID("4f0ed20b-7f0a-4a8e-9b6c-51d9ab1d5b8a")  # random; a change of it would change every key
 _EVENT_NAMESPACE = uuid.UUID("b0c6e8a7-3d1f-4f53-8e39-6a0d5c7f2e11")  # random, as the next one
 _CAMERA_NAMESPACE = uuid.UUID("2f9d41c8-70b5-4a6e-93f2-1e8b6c0a5d74")  # also in viewer/objects.py

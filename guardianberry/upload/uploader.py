@@ -106,10 +106,7 @@ class Uploader:
         self._alerts.offer(alert)
 
     def alert_saved(self, file_name: str) -> None:
-        """The alert image is in `images/` under that name now and stays there after a power cut.
-
-        Once S3 has the image the file is deleted, unless `stored` was called before this.
-        """
+        """The image is in `images/` now, durable. Once S3 has it, it is deleted, if `stored` was not called before."""
         self._alerts.saved(file_name)
 
     def is_uploading(self, path: Path) -> bool:
