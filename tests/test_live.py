@@ -204,10 +204,11 @@ def test_no_part_is_tried_while_an_alert_is_uploaded(tmp_path: Path, monkeypatch
     is_stored = threading.Event()
 
     def answer(connection: socket.socket, head: bytes) -> None:
-        read_body(connection, head)
-        if b"/live/" in head:
+        is_part = b"/live/" in head
+        if is_part:
             heads.append(head)
-        else:
+        read_body(connection, head)
+        if not is_part:
             is_stored.wait(30)
         connection.sendall(DONE)
 
