@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 _MAX_CAUSES = 1000
+_MAX_FILES = 100
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _MORE = "    | "  # begins each further line of an entry
 # systemd's journal reads the priority of a line from its beginning (sd-daemon(3)).
@@ -38,6 +39,20 @@ class OncePerCause:
         """Forget the causes that are over (by default all); returns how many repetitions of them were not logged."""
         with self._lock:
             return sum(self._repeats.pop(cause) for cause in [cause for cause in self._repeats if is_over(cause)])
+
+
+class FirstOnes:
+    """Warnings about files, of which a card from elsewhere can hold millions: the first 100 are logged."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger, self._count = logger, 0
+
+    def warning(self, text: str, *arguments: object) -> None:
+        self._count += 1
+        if self._count <= _MAX_FILES:
+            self._logger.warning(text, *arguments)
+        elif self._count == _MAX_FILES + 1:
+            self._logger.warning("there are more such files than the %d above; they are not named", _MAX_FILES)
 
 
 def without_control(text: str) -> str:

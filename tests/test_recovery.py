@@ -94,6 +94,15 @@ def test_a_hundred_files_that_crash_their_reader_do_not_delay_the_good_one(tmp_p
     assert len(list(tmp_path.glob(DAMAGED_PREFIX + "*"))) == 100
 
 
+def test_a_thousand_names_do_not_bury_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(300):
+        (tmp_path / f".open-{number}").touch()
+        (tmp_path / f".part-{number}").mkdir()
+        (tmp_path / name_of(number)).write_bytes(b"no clip")
+    recover(tmp_path)
+    assert len(caplog.records) == 2 * 101
+
+
 def test_a_hole_does_not_fill_the_disk(tmp_path: Path, killed: bytes) -> None:
     """Its copy would take room that the file does not take: a hundred of them, 30 GB of the oldest clips."""
     path = tmp_path / GOOD

@@ -622,6 +622,21 @@ def test_a_file_that_cannot_be_deleted_is_not_sent_over_and_over(
     ]
 
 
+def test_thousands_of_unfit_files_do_not_bury_the_log(rig: Rig, s3: S3Server, caplog: pytest.LogCaptureFixture) -> None:
+    """Of so many causes not each one is remembered, so that each sweep told them all again."""
+    for number in range(1200):
+        rig.add_image(1_600_000_000 + number, b"")
+    uploader = rig.start()
+    for number in range(3):
+        rig.add_image(1_700_000_000 + number)
+        rig.add_video(1_700_000_000 + number)  # after all images
+        uploader.sweep_soon()
+        wait_until(lambda n=number: uploader.counters().videos > n, "the good ones are held up")
+    assert uploader.counters().images == 3
+    assert len(warnings(caplog)) == 101
+    assert "not named" in warnings(caplog)[-1]
+
+
 def test_files_in_work_are_not_touched(rig: Rig, s3: S3Server, caplog: pytest.LogCaptureFixture) -> None:
     names = [".part-x", ".open-1-2-3-4-5-6-7.mp4", ".held-00000000-1-1-2-3-4.jpg"]
     for name in names:

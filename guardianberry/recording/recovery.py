@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from guardianberry.filenames import DAMAGED_PREFIX, OPEN_PREFIX, PART_PREFIX, HeldName, VideoName, parse_open
-from guardianberry.logs import OncePerCause
+from guardianberry.logs import FirstOnes, OncePerCause
 from guardianberry.recording.finish import Outcome, finish_in_child
 from guardianberry.recording.mp4 import finish_file
 from guardianberry.recording.retention import disk_bytes
@@ -43,6 +43,7 @@ class Recovery:
     monotonic: Callable[[], float] = time.monotonic
     _open: dict[Path, float] = field(default_factory=dict)  # to be finished, from that time on
     _told: OncePerCause = field(default_factory=OncePerCause)
+    _odd_files: FirstOnes = field(default_factory=lambda: FirstOnes(log))
 
     def look(self) -> None:
         """Find the open clips in the folder, and remove its temporary files. Raises OSError for the folder."""
@@ -54,7 +55,7 @@ class Recovery:
                 self._open[path] = 0.0
             else:
                 text = "clip: %s/%s is no clip of this program; it stays where it is"
-                log.warning(text, self.folder.name, path.name)
+                self._odd_files.warning(text, self.folder.name, path.name)
 
     def add(self, path: Path) -> None:
         """Finish this clip of the current run, too."""
@@ -106,7 +107,7 @@ class Recovery:
         elif outcome.errno == errno.ENOENT:
             log.warning("clip: %s is gone", where)
         elif outcome.problem:
-            log.warning("clip: %s cannot be finished (%s); it stays there", where, outcome.problem)
+            self._odd_files.warning("clip: %s cannot be finished (%s); it stays there", where, outcome.problem)
         else:
             name, final_name = _parse_open_name(path.name)
             assert name is not None  # see `look`
@@ -134,13 +135,14 @@ class Recovery:
 
 def remove_parts(folder: Path, *, is_in_use: Callable[[str], bool] = lambda name: False) -> None:
     """Remove temporary files that a crash left. Nothing else is lost by that. Raises OSError for the folder."""
+    odd_files = FirstOnes(log)
     for path in folder.iterdir():
         if not path.name.startswith(PART_PREFIX) or is_in_use(path.name):
             continue
         try:
             path.unlink(missing_ok=True)
         except OSError as error:  # a folder of that name, or another user's file
-            log.warning("%s/%s cannot be removed (%s)", folder.name, path.name, error.strerror)
+            odd_files.warning("%s/%s cannot be removed (%s)", folder.name, path.name, error.strerror)
 
 
 def _is_open_clip(path: Path) -> bool:

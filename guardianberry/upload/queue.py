@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from guardianberry.disk import DiskThread
 from guardianberry.filenames import BestName, EventName, VideoName, parse
-from guardianberry.logs import OncePerCause
+from guardianberry.logs import FirstOnes, OncePerCause
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Queue:
         self._media_types = (images, bests, videos)  # in the order of upload
         self._folders = (self._media_types[:1], self._media_types[1:])
         self._clock = clock
-        self._once = OncePerCause()
+        self._once, self._odd_files = OncePerCause(), FirstOnes(log)
         self._odd: dict[Path, set[str]] = {}
         self.unreadable: set[Path] = set()  # folders that could not be read the last time
         self._recovered = threading.Event()
@@ -189,7 +189,8 @@ class Queue:
     def report(self, queued: QueuedFile, reason: str) -> None:
         """Log once that the file stays on the disk, and why."""
         if self._once.is_new((queued.path, reason)):
-            log.warning("%s %s is left where it is: %s", queued.media_type.word, ascii(queued.file_name), reason)
+            word, file_name = queued.media_type.word, ascii(queued.file_name)
+            self._odd_files.warning("%s %s is left where it is: %s", word, file_name, reason)
 
     def _in_order(self) -> list[QueuedFile]:
         there = [queued for media_types in self._folders for queued in self._read(media_types)]
