@@ -5,10 +5,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import functools
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -19,6 +21,15 @@ from botocore.config import Config
 
 ACCESS_KEY = "AKIAONLYFORTHETESTS1"
 SECRET_KEY = "a-secret-that-opens-nothing"
+
+
+_SESSION_LOCK = threading.Lock()
+
+
+@functools.cache
+def _session() -> boto3.session.Session:
+    """One for all servers: each reads botocore's descriptions of AWS anew, which is 0.1 s of computing."""
+    return boto3.session.Session(aws_access_key_id=ACCESS_KEY, aws_secret_access_key=SECRET_KEY)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +71,7 @@ class S3Server:
         self._verify: Any = str(certificate[0]) if certificate else None
         self._environment = {**os.environ, **(extra_environment or {})}
         self._is_plain = not certificate and not extra_environment
+        self._client: Any = None
         self.port = 0
         if self._is_plain and self._kept:
             self.port, self._process = self._kept.pop()
@@ -108,9 +120,12 @@ class S3Server:
         return {entry["Key"] for page in pages for entry in page.get("Contents", [])}
 
     def client(self) -> Any:
-        return boto3.session.Session(aws_access_key_id=ACCESS_KEY, aws_secret_access_key=SECRET_KEY).client(
-            "s3", endpoint_url=self.url, region_name="us-east-1", verify=self._verify, config=Config(proxies={})
-        )
+        with _SESSION_LOCK:
+            if self._client is None:
+                self._client = _session().client(
+                    "s3", endpoint_url=self.url, region_name="us-east-1", verify=self._verify, config=Config(proxies={})
+                )
+            return self._client
 
     def check_keys(self, *, on: bool) -> None:
         """From now on each request needs a key that is known and allowed to do it; without this moto asks nothing."""
