@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import sys
@@ -20,12 +21,18 @@ WITH_A_PERSON = slice(60, 120)  # frames of scene.mp4, from a key frame on
 
 def write_footage(path: Path, units: slice = WITH_A_PERSON) -> list[bytes]:
     """An Annex-B file of these units of scene.mp4, for STAND_IN_H264; what identifies each of its pictures."""
-    encoded = encode(SCENE, frame_rate_fps=FRAME_RATE_FPS, persona="pi5")  # several slices a picture
-    made = list(itertools.islice(encoded, units.start, units.stop))
+    made = _first_units(units.stop)[units.start :]
     path.write_bytes(b"".join(made))
     pictures = [slices_of(split_annex_b(unit)) for unit in made]
     assert len(set(pictures)) == len(pictures), "the footage has two equal pictures"
     return pictures
+
+
+@functools.cache
+def _first_units(count: int) -> list[bytes]:
+    """Encoding takes a second; the tests of a process share it."""
+    encoded = encode(SCENE, frame_rate_fps=FRAME_RATE_FPS, persona="pi5")  # several slices a picture
+    return list(itertools.islice(encoded, count))
 
 
 def split_annex_b(unit: bytes) -> list[bytes]:
