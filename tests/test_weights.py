@@ -90,10 +90,31 @@ def models(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory, exported: Path) -> Callable[[str, Path], Graph]:
+    """Puts `exported` under a name into a models folder, as if an earlier start had converted it there."""
+    folders: dict[str, Path] = {}
+
+    def put(name: str, models: Path) -> Graph:
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp("converted")
+            put_graph(exported, folders[name] / name)
+            find_graph(name, folders[name])
+        shutil.copytree(folders[name], models, dirs_exist_ok=True)
+        return find_graph(name, models)
+
+    return put
+
+
 def put_graph(exported: Path, target: Path) -> Path:
     for suffix in (".xml", ".bin"):
         shutil.copyfile(exported.with_suffix(suffix), target.with_suffix(suffix))
     return target
+
+
+def copy_of(graph: Graph) -> Path:
+    """Beside the models folder, for `copying`."""
+    return put_graph(graph.xml, graph.xml.parents[2] / "copy.xml")
 
 
 def sha256(data: bytes) -> str:
@@ -186,9 +207,9 @@ def test_graph_of_our_own_is_used_by_name(exported: Path, models: Path, caplog: 
 
 
 @pytest.mark.parametrize("harm", ["flip .bin", "truncate .xml", "lose .bin", "lose .xml"])
-def test_damaged_cache_is_made_again(exported: Path, models: Path, caplog: pytest.LogCaptureFixture, harm: str) -> None:
-    put_graph(exported, models / "own.xml")
-    graph = find_graph("own.xml", models)
+def test_damaged_cache_is_made_again(converted: Callable[[str, Path], Graph], models: Path, harm: str) -> None:
+    graph = converted("own.xml", models)
+    again = copying(copy_of(graph))
     action, suffix = harm.split()
     victim = graph.xml.with_suffix(suffix)
     good = victim.read_bytes()
@@ -198,14 +219,15 @@ def test_damaged_cache_is_made_again(exported: Path, models: Path, caplog: pytes
     victim.write_bytes(harmed)
     if action == "lose":
         victim.unlink()
-    assert find_graph("own.xml", models) == graph
+    assert find_graph("own.xml", models, converter=again) == graph
     assert victim.read_bytes() == good
 
 
-def test_a_graph_that_somebody_changed_with_its_own_checksum_is_converted_again(exported: Path, models: Path) -> None:
+def test_a_graph_that_somebody_changed_with_its_own_checksum_is_converted_again(
+    converted: Callable[[str, Path], Graph], models: Path
+) -> None:
     """The sum that counts is not in the graph but in the record."""
-    put_graph(exported, models / "own.xml")
-    graph = find_graph("own.xml", models)
+    graph = converted("own.xml", models)
     good = {suffix: graph.xml.with_suffix(suffix).read_bytes() for suffix in (".xml", ".bin")}
     harmed = bytearray(good[".bin"])
     harmed[len(harmed) // 2] ^= 0x80
@@ -217,22 +239,22 @@ def test_a_graph_that_somebody_changed_with_its_own_checksum_is_converted_again(
 
 
 @pytest.mark.parametrize("record", [None, b"", b"{", b"[1, 2]", b'{"x": 1}', b"\xff\xfe"])
-def test_a_graph_without_a_record_is_converted_again(exported: Path, models: Path, record: bytes | None) -> None:
+def test_a_graph_without_a_record_is_converted_again(
+    converted: Callable[[str, Path], Graph], models: Path, record: bytes | None
+) -> None:
     """One that was put into .cache/ before the first start, for instance, or whose record a power cut took."""
-    put_graph(exported, models / "own.xml")
-    graph = find_graph("own.xml", models)
-    good = graph.xml.read_bytes()
+    graph = converted("own.xml", models)
+    again, good = copying(copy_of(graph)), graph.xml.read_bytes()
     graph.xml.write_bytes(good + b" ")
     (models / ".conversions.json").unlink()
     if record is not None:
         (models / ".conversions.json").write_bytes(record)
-    assert find_graph("own.xml", models) == graph
+    assert find_graph("own.xml", models, converter=again) == graph
     assert graph.xml.read_bytes() == good
 
 
-def test_changed_weights_never_meet_the_old_graph(exported: Path, models: Path) -> None:
-    put_graph(exported, models / "own.xml")
-    before = find_graph("own.xml", models)
+def test_changed_weights_never_meet_the_old_graph(converted: Callable[[str, Path], Graph], models: Path) -> None:
+    before = converted("own.xml", models)
     graph = graphs.load_openvino().Core().read_model(models / "own.xml")
     graphs.save(graph, models / "own.xml", {**graphs.read_info(graph), "anything": "other"}, half=True)
     assert find_graph("own.xml", models).xml != before.xml
@@ -369,10 +391,9 @@ def test_a_graph_that_was_converted_elsewhere_is_taken(checkpoint: Path, models:
 
 
 def test_the_bundled_model_is_used_when_a_conversion_dies(
-    exported: Path, models: Path, caplog: pytest.LogCaptureFixture
+    converted: Callable[[str, Path], Graph], models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    put_graph(exported, models / BUNDLED)
-    find_graph(BUNDLED, models)
+    converted(BUNDLED, models)
     (models / "own.pt").write_bytes(b"weights")
     graph = find_graph("own.pt", models, converter=dying("os.kill(os.getpid(), signal.SIGILL)"))
     assert graph.model_name == BUNDLED
@@ -396,10 +417,9 @@ LASTING = {
 
 @pytest.mark.parametrize("statement", LASTING.values(), ids=LASTING)
 def test_a_conversion_that_died_is_not_tried_again_at_each_start(
-    exported: Path, models: Path, caplog: pytest.LogCaptureFixture, statement: str
+    converted: Callable[[str, Path], Graph], models: Path, caplog: pytest.LogCaptureFixture, statement: str
 ) -> None:
-    put_graph(exported, models / BUNDLED)
-    find_graph(BUNDLED, models)
+    converted(BUNDLED, models)
     (models / "own.pt").write_bytes(b"weights")
     for _ in range(3):
         caplog.clear()
@@ -476,10 +496,13 @@ def later(preparation: Preparation) -> Graph | None:
 
 
 def test_the_bundled_model_serves_while_the_conversion_takes_its_time(
-    exported: Path, models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    exported: Path,
+    converted: Callable[[str, Path], Graph],
+    models: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    put_graph(exported, models / BUNDLED)
-    find_graph(BUNDLED, models)
+    converted(BUNDLED, models)
     (models / "own.pt").write_bytes(b"weights")
     copy = f"import shutil; [shutil.copy({str(exported)!r}[:-3] + s, sys.argv[2][:-3] + s) for s in ('bin', 'xml')]"
     setup = Setup(converter=dying(waiting_for(tmp_path / "go", copy)))
@@ -497,7 +520,7 @@ def test_the_bundled_model_serves_while_the_conversion_takes_its_time(
 @pytest.mark.parametrize(("statement", "level"), [("sys.exit(1)", logging.ERROR), ("sys.exit(9)", logging.WARNING)])
 @pytest.mark.parametrize("soon", [True, False])
 def test_the_guard_goes_on_with_the_bundled_model_when_a_conversion_fails(
-    exported: Path,
+    converted: Callable[[str, Path], Graph],
     models: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -505,8 +528,7 @@ def test_the_guard_goes_on_with_the_bundled_model_when_a_conversion_fails(
     level: int,
     soon: bool,
 ) -> None:
-    put_graph(exported, models / BUNDLED)
-    find_graph(BUNDLED, models)
+    converted(BUNDLED, models)
     (models / "own.pt").write_bytes(b"weights")
     setup = Setup(converter=dying(waiting_for(tmp_path / "go", statement)))
     if soon:
@@ -730,9 +752,9 @@ def test_no_network_says_what_to_do(models: Path) -> None:
 
 
 def test_the_bundled_model_is_used_without_a_network(
-    exported: Path, models: Path, caplog: pytest.LogCaptureFixture
+    converted: Callable[[str, Path], Graph], models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    put_graph(exported, models / BUNDLED)
+    converted(BUNDLED, models)
     graph = find_graph("yolov5n.pt", models, release_url=NOWHERE)
     assert graph.model_name == BUNDLED
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
