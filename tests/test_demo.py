@@ -9,7 +9,9 @@ import pytest
 
 from bench.chromium import Chromium
 from guardianberry.detection.weights import BUNDLED
+from guardianberry.recording.mp4 import Mp4Writer
 from tests.daemon import ROOT, Daemon
+from tests.h264 import units
 
 NO_NETWORK = {"https_proxy": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1", "no_proxy": "127.0.0.1"}
 
@@ -36,6 +38,25 @@ def test_a_fresh_clone_without_a_network_shows_two_events(tmp_path: Path) -> Non
     assert page, daemon.log
     if shutil.which("chromium"):
         assert_plays(page[1])
+
+
+def test_a_demo_that_finds_nobody_says_how_long_inferences_take(tmp_path: Path, models: Path) -> None:
+    """On a computer where one takes 1.5 s; the short film shows a moving square."""
+    film = tmp_path / "film.mp4"
+    mp4 = Mp4Writer(film, width=320, height=240, frame_rate_fps=10)
+    for number, unit in enumerate(units(5)):
+        mp4.write(unit._replace(arrival_s=number / 10))
+    mp4.close()
+    daemon = Daemon(tmp_path, models, env=NO_NETWORK, arguments=("--demo", str(film)))
+    script = daemon.script.read_text(encoding="utf-8")
+    assert script.count("detector.measure_ms()") == 1
+    daemon.script.write_text(script.replace("detector.measure_ms()", "1500.0"), encoding="utf-8")
+    with daemon:
+        assert daemon.process.wait(60) == 0, daemon.log
+    (slow,) = re.findall(r"WARNING .*an inference takes 1\.5 s, and an alert needs three", daemon.log)
+    said = daemon.log.index("no event began; a warning above tells where inferences are too slow")
+    assert daemon.log.index(slow) < said
+    assert "event 1" not in daemon.log
 
 
 def assert_plays(url: str) -> None:
