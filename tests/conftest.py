@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ import pytest
 from guardianberry.detection.weights import find_graph
 from tests.daemon import ROOT, WEIGHTS, install_models
 
+TOLD = pytest.StashKey[dict[str, str]]()  # test to the output of the process in which it ran
 # A word of the reason of a skip, and how to get what is missing; the first that fits.
 HOW_TO_GET = {
     "shared/": "not published: footage, weights and evaluation sets of this project, beside its folder",
@@ -56,16 +58,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run tests that fork in a pytest of their own: this one has threads by now, and a fork could hang on a lock."""
-    if not pyfuncitem.get_closest_marker("own_process") or "TEST_HAS_ITS_OWN_PROCESS" in os.environ:
+    """Run tests that fork in a pytest of their own: this one has threads by now, and a fork could hang on a lock.
+
+    Those of a file share it, because it imports torch first; what it said of each test is kept in the session.
+    """
+    if not needs_own_process(pyfuncitem) or "TEST_HAS_ITS_OWN_PROCESS" in os.environ:
         return None
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", pyfuncitem.nodeid]
-    env = os.environ | {"TEST_HAS_ITS_OWN_PROCESS": "1"}
-    ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert ran.returncode == 0, ran.stdout
-    if " skipped" in ran.stdout:
-        pytest.skip(ran.stdout)
+    told = pyfuncitem.session.stash.setdefault(TOLD, {})
+    if pyfuncitem.nodeid not in told:
+        items = pyfuncitem.session.items
+        names = [item.nodeid for item in items if item.path == pyfuncitem.path and needs_own_process(item)]
+        told |= dict.fromkeys(names, output_of_own_process(names))
+    output = told[pyfuncitem.nodeid]
+    (result,) = re.findall(rf"^{re.escape(pyfuncitem.nodeid)} ([A-Z]+)", output, re.MULTILINE) or ["missing"]
+    if result == "SKIPPED":
+        pytest.skip(output)
+    assert result == "PASSED", output
     return True
+
+
+def needs_own_process(item: pytest.Item) -> bool:
+    return item.get_closest_marker("own_process") is not None
+
+
+def output_of_own_process(names: list[str]) -> str:
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *names]
+    env = os.environ | {"TEST_HAS_ITS_OWN_PROCESS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False).stdout
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
