@@ -12,8 +12,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from guardianberry.camera.other_users import running_cameras
 from guardianberry.doctor.permissions import check_permissions
 from guardianberry.machine import AlreadyRunningError, is_locked, lock_folder
 from tests.daemon import ROOT, SCENE, STAND_IN_PATH, Daemon, install, install_models
@@ -90,6 +92,30 @@ def test_no_pipe_keeps_it_from_starting_where_a_library_looks_for_its_settings(t
     with Daemon(tmp_path, models, env=env, prefix=prefix, CLOCK_WAIT_S=0) as daemon:
         daemon.wait_for_log("camera: video from")
         daemon.wait_for_log("clip: finished")
+
+
+@needs_root
+def test_of_another_users_processes_the_arguments_are_not_read(open_folder, monkeypatch):
+    """Some hundreds with megabytes of them would stop the loop for a minute, and then its watchdog ends the daemon."""
+    read, cmdline = [], psutil.Process.cmdline
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda process: read.append(process.pid) or cmdline(process))
+    program = open_folder / "rpicam-vid-with-a-name-that-the-kernel-cuts"
+    program.symlink_to(shutil.which("sleep"))
+    names = [str(program), "sleep"]
+    others = [subprocess.Popen([*AS_ANOTHER_USER, name, "60"]) for name in names]
+    try:
+        give_up_s = time.monotonic() + 20
+        while any(psutil.Process(other.pid).name() == "setpriv" for other in others):
+            assert time.monotonic() < give_up_s
+            time.sleep(0.05)
+        read.clear()
+        running_cameras()
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert os.getpid() in read, "nothing was looked at"
+    assert not {other.pid for other in others} & set(read)
 
 
 @needs_root

@@ -36,12 +36,17 @@ class RunningCamera(NamedTuple):
 def running_cameras() -> list[RunningCamera]:
     """Every camera program of our own user or root that is alive; zombies do not count."""
     found = []
-    for process in psutil.process_iter(["name", "uids", "cmdline", "status"]):
-        name, uids, arguments = process.info["name"] or "", process.info["uids"], process.info["cmdline"] or []
+    for process in psutil.process_iter(["uids"]):
+        uids = process.info["uids"]
+        if uids is None or not is_trusted(*uids):
+            continue  # nothing else is read: megabytes of arguments, of hundreds of processes, would take a minute
+        try:
+            name, arguments, status = process.name(), process.cmdline(), process.status()
+        except psutil.Error:  # it has ended
+            continue
         if _INTERPRETER.match(name):
             name = _script_name(arguments)
-        is_alive = process.info["status"] != psutil.STATUS_ZOMBIE
-        if name in PROGRAMS and is_alive and uids is not None and is_trusted(*uids):
+        if name in PROGRAMS and status != psutil.STATUS_ZOMBIE:
             found.append(RunningCamera(process.pid, name, _listening_port(arguments)))
     return found
 
