@@ -71,7 +71,7 @@ def walk(
             place = picture[top:GROUND_PX, left : left + size[0]]
             place[:] = np.rint(place * (1 - alpha[..., None]) + bgr * alpha[..., None])
         frame = av.VideoFrame.from_ndarray(picture, format="bgr24").reformat(format="yuv420p")
-        yield Frame(frame, number, number / 10), (left, top, left + size[0], GROUND_PX)
+        yield Frame(number, number / 10, frame), (left, top, left + size[0], GROUND_PX)
 
 
 def share_found(finder: PeopleFinder, film: Iterator[tuple[Frame, tuple]], *, crops: bool) -> float:
