@@ -27,6 +27,7 @@ QUICK = {
     "memory": [],
     "input_size": ["416"],
     "close_look": ["--quick"],
+    "far_people": ["--quick"],
     "still_things": ["--quick"],
     "view": ["--quick"],
     "faulty_disk": ["--events", "1"],
