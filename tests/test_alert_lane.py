@@ -132,6 +132,26 @@ def test_alerts_that_no_disk_takes_are_tried_again_from_memory_the_newest_first(
     assert uploader.pending().images == 0
 
 
+def test_a_file_that_is_renamed_after_s3_confirmed_its_image_is_not_sent_again(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a slow card the rename comes seconds after S3 has the image; who renamed the file deletes it."""
+    uploader, stored, content = rig.start(), threading.Event(), jpeg()
+    late, other = rig.images / name_of(1), rig.images / name_of(0)  # the newest goes first
+
+    def rename() -> None:
+        late.write_bytes(content)
+        stored.set()
+
+    uploader.offer_alert(late.name, content, frame_arrival_s=time.monotonic(), stored=rename)
+    assert stored.wait(30)
+    other.write_bytes(jpeg())
+    uploader.sweep_soon()
+    wait_until(lambda: not other.exists(), "the sweep does not come")
+    assert late.exists()
+    assert not any("was in the bucket already" in message for message in caplog.messages)
+
+
 def test_an_alert_that_is_saved_while_the_network_is_down_is_the_sweeps(rig: Rig, s3: S3Server) -> None:
     with FaultyProxy(s3.port) as proxy:
         proxy.answer = Answer(403, "AccessDenied")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -16,6 +17,7 @@ log = logging.getLogger(__name__)
 
 _PAUSES_S = (0.0, 1.0, 3.0)  # before each try of an alert; after the last one the sweep tries
 _MAX_THREADS = 8
+_CONFIRMED_S = 60.0  # by then whoever saved an image that S3 has already has deleted the file, on a slow card too
 _MAX_BYTES = 20_000_000  # of images in memory: some 300, when the disk takes none of them
 
 
@@ -48,6 +50,7 @@ class AlertLane:
         self._stopped = threading.Event()
         self._lock = threading.Lock()  # guards what follows, and the flags of the alerts
         self._alerts: dict[str, Alert] = {}  # by file name, the oldest one first
+        self._confirmed_s: dict[str, float] = {}  # by file name: when S3 confirmed it, the oldest one first
         self._threads: list[threading.Thread] = []
 
     def offer(self, alert: Alert) -> None:
@@ -71,10 +74,11 @@ class AlertLane:
                 self._forget_if_saved(alert)
         self._wake()
 
-    def is_trying(self, file_name: str) -> bool:
+    def has_in_hand(self, file_name: str) -> bool:
+        """Whether the sweep is to leave the file alone: the image is being uploaded, or S3 has just confirmed it."""
         with self._lock:
             alert = self._alerts.get(file_name)
-            return alert is not None and alert.is_trying
+            return file_name in self._confirmed_s or (alert is not None and alert.is_trying)
 
     def unsaved(self) -> list[Alert]:
         """Those that only memory has and that nobody is uploading, the newest one first."""
@@ -122,8 +126,12 @@ class AlertLane:
 
     def _upload(self, alert: Alert) -> None:
         self._send(alert)
+        now_s = time.monotonic()
         with self._lock:
             self._alerts.pop(alert.queued.file_name, None)
+            self._confirmed_s[alert.queued.file_name] = now_s
+            while next(iter(self._confirmed_s.values())) < now_s - _CONFIRMED_S:
+                del self._confirmed_s[next(iter(self._confirmed_s))]
 
     def _tried(self, alert: Alert) -> None:
         with self._lock:

@@ -204,7 +204,7 @@ class Uploader:
             if self._images not in closed:
                 yield alert.queued, partial(self._alerts.try_once, alert)
         for queued in self._queue.files(closed, self._wake):
-            if not queued.media_type.disk.hangs and not self._alerts.is_trying(queued.file_name):
+            if not queued.media_type.disk.hangs and not self._alerts.has_in_hand(queued.file_name):
                 yield queued, partial(self._send_file, queued)
 
     def _send_file(self, queued: QueuedFile) -> bool:
