@@ -375,6 +375,19 @@ def test_a_file_that_is_changed_during_its_upload_is_not_lost(rig: Rig, s3: S3Se
     assert {stored.body for stored in s3.objects(rig.images_bucket)} == {first, second}
 
 
+def test_a_file_that_grows_faster_than_it_can_be_read_is_read_to_its_first_end(rig: Rig) -> None:
+    """Another program makes a hole of it, terabytes long, once it was found fit."""
+    path = rig.add_video(1_700_000_000)
+    with open_file(path) as file:
+        key = file.key_and_body(SERIAL)[0]
+        os.truncate(path, 1 << 43)
+        again: list[str] = []
+        reader = threading.Thread(target=lambda: again.append(file.key_and_body(SERIAL)[0]), daemon=True)
+        reader.start()
+        reader.join(20)
+        assert again == [key]
+
+
 def test_a_file_that_grows_during_its_upload_is_not_deleted(rig: Rig, s3: S3Server) -> None:
     path = rig.add_video(1_700_000_000, mp4(200_000))
     with FaultyProxy(s3.port) as proxy:

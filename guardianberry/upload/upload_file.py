@@ -99,7 +99,7 @@ class Source:
         looped film can give them the same picture, but never the same start. Nothing can be read off the key.
         """
         content, crc32, offset = hashlib.sha256(), 0, 0
-        while block := self._read_at(_HASH_BLOCK_BYTES, offset):
+        while block := self._read_at(min(_HASH_BLOCK_BYTES, self.size_bytes - offset), offset):  # it may grow for ever
             content.update(block)
             crc32 = zlib.crc32(block, crc32)
             offset += len(block)
