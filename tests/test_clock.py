@@ -1,5 +1,8 @@
 """Event ids, waiting for the clock to be set, and events that are dated afterwards."""
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -159,6 +162,24 @@ def test_an_event_held_before_a_reboot_keeps_its_event_id(tmp_path):
     (tmp_path / HeldName(boot, 7, ImageName(777, 50, 640, 480)).encode()).touch()
     clock.release_held(tmp_path)
     assert names(tmp_path) == ["777-50-640-480.jpg"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="only root can make such a file")
+def test_a_held_file_that_cannot_be_renamed_does_not_hold_up_the_others(tmp_path):
+    """Such as one with the attribute "immutable" on a card from elsewhere; here another file is mounted over it."""
+    time = FakeTime()
+    clock = time.clock()
+    stuck = tmp_path / HeldName("0" * 8, 1, ImageName(777, 50, 640, 480)).encode()
+    stuck.touch()
+    (tmp_path / clock.hold(IMAGE, 1000.0)).touch()
+    subprocess.run(["mount", "--bind", str(stuck), str(stuck)], check=True)
+    try:
+        assert clock.release_held(tmp_path) == 1
+        with pytest.raises(OSError, match="busy"):  # the disk takes no renaming, for all that is known
+            clock.release_held(tmp_path)
+    finally:
+        subprocess.run(["umount", str(stuck)], check=True)
+    assert names(tmp_path) == [stuck.name, "51000-50-640-480.jpg"]
 
 
 def test_other_files_are_left_alone(tmp_path):

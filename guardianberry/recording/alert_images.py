@@ -91,9 +91,18 @@ class AlertImages:
     # In the folder's thread
 
     def _save(self) -> None:
-        """Raises OSError where the disk takes an image not; the images then stay in memory."""
+        """Raises OSError where the disk takes an image not; the images then stay in memory.
+
+        One whose name is taken does not hold up the others.
+        """
+        taken: FileExistsError | None = None
         for alert in list(self._unsaved):
-            self._save_one(alert)
+            try:
+                self._save_one(alert)
+            except FileExistsError as error:
+                taken = error
+        if taken is not None:
+            raise taken
 
     def _save_one(self, alert: Alert) -> None:
         file_name = self._clock.hold(alert.name, alert.time_s) if alert.is_held else alert.name.encode()

@@ -106,17 +106,24 @@ class Clock:
         """Give the held files in `folder` their true times, oldest first; returns how many. Call it once `is_set()`.
 
         Image and clip of an event get one id, even where the clock is set between them. A file that was held before a
-        reboot keeps its event id: its monotonic clock is gone. Raises OSError where the disk takes no renaming.
+        reboot keeps its event id: its monotonic clock is gone. Raises OSError where the disk takes no renaming; a
+        single file that cannot be renamed (one with the attribute "immutable", say) does not hold up the others.
         """
-        released = 0
+        released, fault = 0, None
         held = sorted((h.monotonic_ms, path, h) for path in folder.iterdir() if (h := parse_held(path.name)))
         for monotonic_ms, path, held_name in held:
             name = held_name.name
             if held_name.boot == self.boot:
                 name = with_event_id(name, self.event_id_of_held(monotonic_ms))
-            target = path.rename(free_path(folder, name))
+            try:
+                target = path.rename(free_path(folder, name))
+            except OSError as error:
+                fault = error
+                continue
             released += 1
             log.info("clock: %s is now %s", path.name, target.name)
+        if fault is not None and not released:
+            raise fault
         return released
 
     def _now_text(self) -> str:
