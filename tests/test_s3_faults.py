@@ -269,6 +269,7 @@ def test_after_an_outage_the_order_is_the_usual_one(
     ("header", "answer", "said"),
     [
         (b"x-amz-server-side-encryption", Answer(400, "InvalidRequest"), "does not support encryption at rest"),
+        (b"x-amz-server-side-encryption", Answer(400, "InvalidArgument"), "does not support encryption at rest"),
         (b"x-amz-server-side-encryption", Answer(501, "NotImplemented"), "does not support encryption at rest"),
         (b"x-amz-checksum", Answer(400, "InvalidArgument"), "does not support checksums"),
     ],
