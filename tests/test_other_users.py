@@ -222,6 +222,20 @@ def test_a_program_that_others_can_change_is_a_failure(program, name):
     assert f"sudo chmod go-w {path}" in finding.advice.splitlines()
 
 
+@pytest.mark.parametrize("name", [".aws", ".aws/config"])
+def test_a_configuration_that_others_can_change_is_a_failure(program, monkeypatch, name):
+    """boto3 runs the program that it calls credential_process."""
+    home = program.parent / "home"
+    (home / ".aws").mkdir(mode=0o755, parents=True)
+    (home / ".aws/config").touch(0o644)
+    monkeypatch.setenv("HOME", str(home))
+    assert [finding.level for finding in check_permissions(program, program / "env")] == ["ok"]
+    (home / name).chmod((home / name).stat().st_mode | 0o022)
+    (finding,) = check_permissions(program, program / "env")
+    assert finding.level == "FAIL"
+    assert f"sudo chmod go-w {home / name}" in finding.advice.splitlines()
+
+
 @needs_root
 def test_what_belongs_to_another_user_is_a_failure(program):
     os.chown(program / "models/a.xml", ANOTHER_USER, ANOTHER_USER)

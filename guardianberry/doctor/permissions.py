@@ -14,8 +14,12 @@ _EXAMPLES = 3
 
 
 def check_permissions(folder: Path, env: Path) -> Iterator[Finding]:
-    """The program in `folder`, its `env` and the folders that they are in: nobody else may write there."""
-    roots = {folder, *(path.resolve() for path in (folder, env, folder / "models"))}
+    """The program in `folder`, its `env`, and the folders that they are in: nobody else may write there.
+
+    Nor to ~/.aws: its `config` can name a program that boto3 starts (credential_process).
+    """
+    configuration = Path(os.environ.get("HOME", "/"), ".aws")
+    roots = {folder, *(path.resolve() for path in (folder, env, folder / "models", configuration) if path.exists())}
     inside = [path for root in sorted(roots) for path in _tree(root)]
     targets = {Path(os.path.realpath(path)) for path in inside if path.is_symlink()}  # env/bin/python, say
     parents = {parent for path in roots | targets for parent in path.parents}
