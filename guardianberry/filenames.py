@@ -11,7 +11,7 @@ A file that must not be uploaded yet has a prefix that starts with a dot:
 
     .held-{boot}-{monotonic_ms}-{name}  an event from before the clock was set (see clock.py)
     .open-{name}                        a clip that is being written; the name, plain or held, is kept up to date
-    .damaged-{name}                     a clip that cannot be finished without harm (see recording/finish.py)
+    .damaged-{name}                     a clip that cannot be finished without harm (see recording/finish_child.py)
     .part-{anything}                    a copy or an image that is being written; removed after a crash
 """
 

@@ -95,7 +95,7 @@ def close_killed_file(path: Path, *, frame_rate_fps: float) -> float:
     """Replace the clip of a killed process by an ordinary MP4 of the same packets; returns its duration in seconds.
 
     Raises one of READ_ERRORS where it holds no readable frame or the copy cannot be written; the file is as before.
-    A hostile file can also crash the process, or take all its memory and time (see `finish.py`).
+    A hostile file can also crash the process, or take all its memory and time (see `finish_child.py`).
     """
     part = path.with_name(PART_PREFIX + path.name)
     part.unlink(missing_ok=True)  # never written through a link

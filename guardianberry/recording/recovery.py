@@ -14,7 +14,7 @@ from pathlib import Path
 
 from guardianberry.filenames import DAMAGED_PREFIX, OPEN_PREFIX, PART_PREFIX, HeldName, VideoName, parse_open
 from guardianberry.logs import FirstOnes, OncePerCause
-from guardianberry.recording.finish import Outcome, finish_in_child
+from guardianberry.recording.finish_child import Outcome, finish_in_child
 from guardianberry.recording.mp4 import finish_file
 from guardianberry.recording.retention import disk_bytes
 
