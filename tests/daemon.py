@@ -21,6 +21,8 @@ OFFICIAL_WEIGHTS = SHARED / "weights" / "yolov5n.pt"
 OFFICIAL_AT_HAND = OFFICIAL_WEIGHTS.exists() or (ROOT / "models" / OFFICIAL_WEIGHTS.name).exists()
 WEIGHTS = OFFICIAL_WEIGHTS.name if OFFICIAL_AT_HAND else BUNDLED  # what tests detect with: nothing is downloaded
 SCENE = ROOT / "demo" / "scene.mp4"
+# A third of the computing of an inference, for tests of something else: people in scene.mp4 are large enough for it.
+SMALL_INPUT = {"DETECTOR_INPUT_WIDTH_PX": 224}
 
 STAND_IN_PATH = os.pathsep.join([str(Path(sys.executable).parent), str(ROOT / "demo"), "/usr/bin", "/bin"])
 

@@ -26,7 +26,7 @@ from bench.offline import SCENE, encode
 from guardianberry.camera.supervisor import STALL_S
 from guardianberry.filenames import VideoName, parse
 from guardianberry.recording.mp4 import Mp4Writer
-from tests.daemon import ROOT, Daemon
+from tests.daemon import ROOT, SMALL_INPUT, Daemon
 from tests.h264 import Unit, decode
 from tests.s3_server import environment
 
@@ -39,6 +39,7 @@ EVENTS = {
     "MIN_GAP_BETWEEN_VIDEO_START_S": 4,
     "CLOCK_WAIT_S": 0,
     "LOOP_STALL_S": 10,  # the least: no camera fault may hold the loop up so long that its watchdog ends the daemon
+    **SMALL_INPUT,
 }
 NO_S3 = "http://127.0.0.1:9"
 CAMERA_LOST = "no more video from the camera"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from guardianberry.filenames import ImageName
-from tests.daemon import ROOT, SCENE, Daemon
+from tests.daemon import ROOT, SCENE, SMALL_INPUT, Daemon
 from tests.h264 import decode
 from tests.s3_server import S3Server
 
@@ -30,6 +30,7 @@ EVENTS = {
     "CLOCK_WAIT_S": 10**9,
     "IMAGES_BUCKET": "images",
     "VIDEOS_BUCKET": "videos",
+    **SMALL_INPUT,
 }
 
 

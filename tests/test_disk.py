@@ -13,7 +13,7 @@ import pytest
 
 from guardianberry.filenames import HeldName, ImageName, VideoName
 from guardianberry.recording.retention import Reserve, Retention
-from tests.daemon import SCENE, Daemon
+from tests.daemon import SCENE, SMALL_INPUT, Daemon
 from tests.h264 import decode
 from tests.mounts import read_only, small_disk
 from tests.s3_server import S3Server
@@ -212,6 +212,7 @@ def s3():
 
 
 EVENTS = {"MAX_RECORDING_DURATION_S": 4, "PRE_ROLL_S": 1, "MIN_GAP_BETWEEN_VIDEO_START_S": 5, "CLOCK_WAIT_S": 0}
+EVENTS |= SMALL_INPUT
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import pytest
 
 from bench.footage import FRAME_RATE_FPS, write_footage
 from guardianberry.filenames import VideoName
-from tests.daemon import ROOT, Daemon
+from tests.daemon import ROOT, SMALL_INPUT, Daemon
 from tests.h264 import decode
 from tests.mounts import read_only, small_disk
 from tests.s3_server import S3Server
@@ -30,6 +30,7 @@ EVENTS = {
     "MIN_GAP_BETWEEN_VIDEO_START_S": 3,
     "FRAME_RATE_FPS": FRAME_RATE_FPS,
     "CLOCK_WAIT_S": 0,
+    **SMALL_INPUT,
 }
 COMPILER = shutil.which("cc")
 pytestmark = pytest.mark.slow

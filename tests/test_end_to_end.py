@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 
 import detect_and_upload as script
-from tests.daemon import CLIPS, ROOT, SCENE, Daemon
+from tests.daemon import CLIPS, ROOT, SCENE, SMALL_INPUT, Daemon
 from tests.faulty_proxy import FaultyProxy
 from tests.h264 import decode
 from tests.s3_server import S3Server, StoredObject, environment
 
 CCTV = CLIPS / "anubhavm55_CCTV.mp4"
 SHORT_EVENTS = {"MAX_RECORDING_DURATION_S": 4, "PRE_ROLL_S": 1, "MIN_GAP_BETWEEN_VIDEO_START_S": 5, "CLOCK_WAIT_S": 0}
+SHORT_EVENTS |= SMALL_INPUT
 
 
 @pytest.fixture(scope="module")

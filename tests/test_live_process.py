@@ -11,7 +11,7 @@ import pytest
 
 from bench.chromium import Chromium
 from bench.footage import FRAME_RATE_FPS, write_footage
-from tests.daemon import Daemon
+from tests.daemon import SMALL_INPUT, Daemon
 from tests.h264 import decode
 from tests.s3_server import S3Server
 from viewer import show
@@ -32,7 +32,7 @@ class Camera:
         self._control = folder / "control"
         env = s3.environment() | {"STAND_IN_H264": str(folder / "footage.h264"), "STAND_IN_CONTROL": str(self._control)}
         buckets = {"IMAGES_BUCKET": self.images, "VIDEOS_BUCKET": self.videos}
-        constants |= {"FRAME_RATE_FPS": FRAME_RATE_FPS, "CLOCK_WAIT_S": 0}
+        constants |= {"FRAME_RATE_FPS": FRAME_RATE_FPS, "CLOCK_WAIT_S": 0, **SMALL_INPUT}
         self.daemon = Daemon(folder / "daemon", models, env=env, **buckets, **constants)
 
     def keys(self, prefix: str) -> list[str]:

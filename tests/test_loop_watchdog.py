@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from bench.footage import cameras_in, own_camera, write_footage
-from tests.daemon import ROOT, Daemon, launch_stamp
+from tests.daemon import ROOT, SMALL_INPUT, Daemon, launch_stamp
 from tests.h264 import decode
 from tests.s3_server import environment
 
@@ -23,6 +23,7 @@ SETTINGS = {
     "MIN_GAP_BETWEEN_VIDEO_START_S": 20,
     "CLOCK_WAIT_S": 0,
     "LOOP_STALL_S": 10,  # the least that check_constants allows
+    **SMALL_INPUT,
 }
 # libc's sleep through PyDLL keeps the GIL, as a hang inside a C library would: no Python code runs in any thread.
 FRAME_SEEN = "        last_number = frame.number\n"
