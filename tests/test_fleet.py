@@ -82,7 +82,7 @@ uploaders = [
 for uploader in uploaders:
     uploader.start()
 deadline_s = time.monotonic() + 120
-while any(sum(uploader.pending()) for uploader in uploaders) and time.monotonic() < deadline_s:
+while any(sum(uploader.pending()[:2]) for uploader in uploaders) and time.monotonic() < deadline_s:
     time.sleep(0.1)
 for uploader in uploaders:
     uploader.stop(5)
