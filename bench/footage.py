@@ -21,7 +21,7 @@ WITH_A_PERSON = slice(60, 120)  # frames of scene.mp4, from a key frame on
 
 def write_footage(path: Path, units: slice = WITH_A_PERSON) -> list[bytes]:
     """An Annex-B file of these units of scene.mp4, for STAND_IN_H264; what identifies each of its pictures."""
-    made = _first_units(units.stop)[units.start :]
+    made = first_units(units.stop)[units.start :]
     path.write_bytes(b"".join(made))
     pictures = [slices_of(split_annex_b(unit)) for unit in made]
     assert len(set(pictures)) == len(pictures), "the footage has two equal pictures"
@@ -29,8 +29,8 @@ def write_footage(path: Path, units: slice = WITH_A_PERSON) -> list[bytes]:
 
 
 @functools.cache
-def _first_units(count: int) -> list[bytes]:
-    """Encoding takes a second; the tests of a process share it."""
+def first_units(count: int) -> list[bytes]:
+    """Access units of scene.mp4, every tenth a key frame. Encoding takes a second; the tests of a process share it."""
     encoded = encode(SCENE, frame_rate_fps=FRAME_RATE_FPS, persona="pi5")  # several slices a picture
     return list(itertools.islice(encoded, count))
 

@@ -8,6 +8,7 @@ would take a second every time.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socketserver
@@ -17,12 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import boto3.session
-import cfnlint.decode
 import jmespath
 from botocore import xform_name
 from botocore.exceptions import BotoCoreError, ClientError
-from cfnlint.template import Template
-from cfnlint.template.transforms._language_extensions import language_extension
 
 _AWS_SCRIPT = """#!{python} -IS
 import json, os, socket, sys
@@ -57,9 +55,7 @@ class AwsCli:
     """
 
     def __init__(self, folder: Path, *, endpoint_url: str, home: Path, region: str) -> None:
-        self._session = boto3.session.Session(
-            aws_access_key_id="AKIAADMINISTRATOR", aws_secret_access_key="administrator", region_name=region
-        )
+        self._session = _session(region)
         self._endpoint_url = endpoint_url
         self.cwd, programs = folder, folder / "bin"
         programs.mkdir(parents=True)
@@ -142,8 +138,20 @@ class AwsCli:
         )
 
 
+@functools.cache
+def _session(region: str) -> boto3.session.Session:
+    """One for all: each reads botocore's models of the services anew, which takes a second."""
+    return boto3.session.Session(
+        aws_access_key_id="AKIAADMINISTRATOR", aws_secret_access_key="administrator", region_name=region
+    )
+
+
 def expand_for_each(template_file: Path, parameters: dict[str, str]) -> dict[str, Any]:
     """The template as the transform AWS::LanguageExtensions leaves it, by cfn-lint's own implementation of it."""
+    import cfnlint.decode  # late: it takes a second, and each worker imports this module
+    from cfnlint.template import Template
+    from cfnlint.template.transforms._language_extensions import language_extension
+
     template, errors = cfnlint.decode.decode(str(template_file))
     if errors:
         raise UsageError(str(errors))

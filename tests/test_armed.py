@@ -14,7 +14,7 @@ import pytest
 
 from guardianberry.armed import ArmedHours
 from guardianberry.duty import Duty
-from tests.daemon import SCENE, Daemon
+from tests.daemon import SCENE, SMALL_INPUT, Daemon
 from tests.fakes import FakeClock
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -271,9 +271,9 @@ def test_a_disk_that_hangs_means_on_duty(tmp_path: Path) -> None:
 def test_off_duty_the_camera_is_off_the_clip_is_kept_and_the_duty_begins_again(tmp_path: Path, models: Path) -> None:
     synchronised = tmp_path / "synchronised"
     synchronised.touch()
-    stand_in = {"STAND_IN_VIDEO": str(SCENE), "STAND_IN_AT_END": "loop", "STAND_IN_LOG": str(tmp_path / "camera")}
+    stand_in = {"STAND_IN_VIDEO": str(SCENE), "STAND_IN_START_S": "4", "STAND_IN_LOG": str(tmp_path / "camera")}
     folder = tmp_path / "daemon"
-    with Daemon(folder, models, env=stand_in, clock_sync_file=synchronised, CLOCK_WAIT_S=0) as daemon:
+    with Daemon(folder, models, env=stand_in, clock_sync_file=synchronised, CLOCK_WAIT_S=0, **SMALL_INPUT) as daemon:
         daemon.wait_for_log("event .*clip begun")
         (folder / "disarmed").touch()
         daemon.wait_for_log("off duty: the file disarmed, until .*; nothing is filmed")

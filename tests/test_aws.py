@@ -51,7 +51,7 @@ from tests.aws_rig import (
     run_commands,
     wait_for,
 )
-from tests.daemon import SCENE, Daemon
+from tests.daemon import SCENE, SMALL_INPUT, Daemon
 from tests.s3_server import StoredObject
 from tests.test_aws_watch import HEARTBEAT
 
@@ -218,8 +218,8 @@ def test_from_the_daemons_camera_to_the_owners_mail(deployed: Moto, home: Path, 
     stack = Stack(deployed)
     deployed.check_keys(on=True)
     environment = {"HOME": str(home), "AWS_ENDPOINT_URL_S3": deployed.url, "TZ": "Australia/Adelaide"}
-    stand_in = {"STAND_IN_VIDEO": str(SCENE), "STAND_IN_AT_END": "hold"}
-    short = {"CLOCK_WAIT_S": 0, "MAX_RECORDING_DURATION_S": 4, "PRE_ROLL_S": 1}
+    stand_in = {"STAND_IN_VIDEO": str(SCENE), "STAND_IN_START_S": "4"}
+    short = {"CLOCK_WAIT_S": 0, "MAX_RECORDING_DURATION_S": 4, "PRE_ROLL_S": 1, **SMALL_INPUT}
     owners = {"IMAGES_BUCKET": IMAGES, "VIDEOS_BUCKET": VIDEOS, "CAMERA_NAME": "Front door", "HEARTBEAT_S": 60}
     with Daemon(tmp_path / "daemon", models, env=environment | stand_in, **short, **owners) as daemon:
         daemon.wait_for_log("video .*: uploaded", timeout_s=90)

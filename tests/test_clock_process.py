@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.footage import WITH_A_PERSON, first_units
 from guardianberry.filenames import ImageName
-from tests.daemon import ROOT, SCENE, SMALL_INPUT, Daemon
+from tests.daemon import ROOT, SMALL_INPUT, Daemon
 from tests.h264 import decode
 from tests.s3_server import S3Server
 
@@ -21,6 +22,7 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
+CACHE_S = 1  # so often libfaketime looks at its file; at each look at the clock it would cost the most of the daemon
 YEARS_S = 3 * 365 * 86400
 LEFT_OVER = ImageName(1, 50, 640, 480)  # of an earlier run, its name is final
 EVENTS = {
@@ -41,6 +43,13 @@ def s3():
         yield server
 
 
+def two_events(path: Path) -> Path:
+    """A person for 12 s, of whom two events are made, then minutes of an empty room."""
+    units = first_units(WITH_A_PERSON.stop)
+    path.write_bytes(b"".join(2 * units[WITH_A_PERSON] + 40 * units[:50]))
+    return path
+
+
 class FakedDaemon(Daemon):
     """Its wall clock is off by what `offset` says; its monotonic clock is the machine's."""
 
@@ -51,11 +60,10 @@ class FakedDaemon(Daemon):
         env = s3.environment() | {
             "LD_PRELOAD": str(LIBRARY),
             "FAKETIME_TIMESTAMP_FILE": str(self._offset_file),
-            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_CACHE_DURATION": str(CACHE_S),
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "DONT_FAKE_MONOTONIC": "1",
-            "STAND_IN_VIDEO": str(SCENE),
-            "STAND_IN_START_S": "4",
+            "STAND_IN_H264": str(two_events(folder / "footage.h264")),
             "STAND_IN_LOG": str(folder / "camera.jsonl"),
         }
         super().__init__(folder, models, env=env, clock_sync_file=self.sync_file, **EVENTS)
@@ -68,6 +76,7 @@ class FakedDaemon(Daemon):
         self._env["PATH"] = f"{wrapper.parent}:{self._env['PATH']}"
 
     def offset(self, seconds: int) -> None:
+        """Within CACHE_S."""
         new = self._offset_file.with_suffix(".new")
         new.write_text(f"{seconds:+d}", encoding="ascii")
         new.rename(self._offset_file)
@@ -105,6 +114,7 @@ def test_events_from_before_the_clock_was_set_are_held_and_then_truly_dated(tmp_
         assert not s3.keys("images") | s3.keys("videos"), "something left the house under a wrong clock"
 
         daemon.offset(0)  # in mid-clip
+        time.sleep(CACHE_S + 0.2)
         daemon.sync_file.touch()
         daemon.wait_for_log("clock: synchronised")
         daemon.wait_for_log("video .*: uploaded", count=2)

@@ -21,7 +21,7 @@ import pytest
 import detect_and_upload as script
 from guardianberry.camera.other_users import RunningCamera
 from guardianberry.detection.detector import Detector
-from guardianberry.detection.weights import BUNDLED, Setup, find_graph
+from guardianberry.detection.weights import BUNDLED, Graph, Setup, find_graph
 from guardianberry.doctor.check import Site, check, check_heartbeat
 from guardianberry.doctor.machine import User, check_folder, check_power, check_start_at_boot, check_user
 from guardianberry.doctor.page import Finding
@@ -65,6 +65,13 @@ def proxy(s3: S3Server) -> Iterator[FaultyProxy]:
     with FaultyProxy(s3.port) as proxy:
         proxy.answers = [NOT_ALLOWED]
         yield proxy
+
+
+@functools.cache
+def compiled(graph: Graph) -> Detector:
+    """Once for all tests."""
+    sizes = {"frame_width_px": 640, "frame_height_px": 480, "input_width_px": 320}
+    return Detector(graph, **sizes, conf_thres=0.5, iou_thres=0.45, max_det=100)
 
 
 class Machine:
@@ -115,8 +122,7 @@ class Machine:
 
     def make_detector(self, weights: str) -> Detector:
         graph = find_graph(weights, self.models, setup=Setup(release_url=NOWHERE))
-        sizes = {"frame_width_px": 640, "frame_height_px": 480, "input_width_px": 320}
-        return Detector(graph, **sizes, conf_thres=0.5, iou_thres=0.45, max_det=100)
+        return compiled(graph)
 
     def check(self, *, upload: bool = False, **constants: object) -> tuple[int, str]:
         out = io.StringIO()

@@ -17,7 +17,7 @@ from guardianberry.recording.recovery import remove_parts
 from tests.h264 import units
 from tests.test_clip import NAME, FakeTap, record, wait_until
 
-KILLS = 16
+KILLS = 12
 WALL_S = 40.0  # no further kill after so long: a busy machine makes fewer
 FEWEST_KILLS = 8
 

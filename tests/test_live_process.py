@@ -18,6 +18,7 @@ from viewer import show
 from viewer.events import UNFINISHED, WHOLE, Event
 from viewer.stores import S3Store
 
+pytestmark = pytest.mark.slow
 LATER_S = 600  # nothing counts as under way any more
 
 

@@ -16,6 +16,7 @@ import pytest
 from guardianberry.detection.weights import BUNDLED, find_graph
 from tests.daemon import ROOT, SCENE, Daemon
 
+pytestmark = pytest.mark.slow
 CANNOT_UPLOAD = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}
 
 

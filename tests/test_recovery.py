@@ -12,7 +12,7 @@ import pytest
 from guardianberry.filenames import DAMAGED_PREFIX, OPEN_PREFIX, parse
 from guardianberry.recording.mp4 import close_killed_file
 from guardianberry.recording.recovery import Recovery
-from tests.daemon import SCENE, SHARED, Daemon
+from tests.daemon import SCENE, SHARED, SMALL_INPUT, Daemon
 from tests.fakes import FakeClock
 from tests.h264 import decode
 from tests.hostile_mp4 import crashes_the_muxer, hostile_files, one_hole
@@ -152,6 +152,7 @@ def test_a_clip_waits_while_its_process_cannot_be_started(
     assert [decode(path)[0] for path in finished] == [19]
 
 
+@pytest.mark.slow
 def test_the_daemon_guards_and_uploads_the_killed_clip_whatever_lies_next_to_it(
     tmp_path: Path, models: Path, killed: bytes, hostile: dict[str, bytes]
 ) -> None:
@@ -160,8 +161,8 @@ def test_the_daemon_guards_and_uploads_the_killed_clip_whatever_lies_next_to_it(
         s3.create_bucket(*names.values())
         (tmp_path / "videos").mkdir()
         fill(tmp_path / "videos", hostile, killed)
-        environment = s3.environment() | {"STAND_IN_VIDEO": str(SCENE), "STAND_IN_AT_END": "hold"}
-        with Daemon(tmp_path, models, env=environment, CLOCK_WAIT_S=0, **names) as daemon:
+        environment = s3.environment() | {"STAND_IN_VIDEO": str(SCENE), "STAND_IN_START_S": "4"}
+        with Daemon(tmp_path, models, env=environment, CLOCK_WAIT_S=0, **SMALL_INPUT, **names) as daemon:
             daemon.wait_for_log(r"event \d+: ")
             daemon.wait_until(
                 lambda: any(stored.metadata["recording_start_time"] == "1700000000" for stored in s3.objects("videos")),

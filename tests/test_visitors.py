@@ -18,13 +18,14 @@ def s3() -> Iterator[S3Server]:
         yield server
 
 
+@pytest.mark.slow
 def test_somebody_new_within_the_gap_gets_an_image_of_their_own_and_no_clip(
     tmp_path: Path, models: Path, s3: S3Server
 ) -> None:
     unique = uuid.uuid4().hex[:8]
     buckets = {"IMAGES_BUCKET": f"images-{unique}", "VIDEOS_BUCKET": f"videos-{unique}"}
     s3.create_bucket(*buckets.values())
-    env = s3.environment() | {"STAND_IN_VIDEO": str(SCENE), "STAND_IN_AT_END": "hold"}
+    env = s3.environment() | {"STAND_IN_VIDEO": str(SCENE), "STAND_IN_AT_END": "hold", "STAND_IN_START_S": "4"}
     with Daemon(tmp_path, models, env=env, CLOCK_WAIT_S=0, **buckets) as daemon:
         daemon.wait_for_log(r"image .*: uploaded", count=2, timeout_s=120)
         daemon.wait_for_log(r"video .*: uploaded", timeout_s=60)
