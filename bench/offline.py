@@ -63,12 +63,12 @@ def frames(video: Path, *, frame_rate_fps: int) -> Iterator[Frame]:
                 yield frame
 
 
-def detector(models: Path = ROOT / "models") -> Detector:
+def detector(models: Path = ROOT / "models", input_width_px: int = script.DETECTOR_INPUT_WIDTH_PX) -> Detector:
     return Detector(
         find_graph(WEIGHTS, models),
         frame_width_px=script.FRAME_WIDTH_PX,
         frame_height_px=script.FRAME_HEIGHT_PX,
-        input_width_px=script.DETECTOR_INPUT_WIDTH_PX,
+        input_width_px=input_width_px,
         conf_thres=script.CONF_THRES,
         iou_thres=script.IOU_THRES,
         max_det=script.MAX_DET,

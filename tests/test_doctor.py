@@ -296,7 +296,7 @@ def test_what_the_camera_program_refuses_is_told_with_what_helps(
     machine: Machine, proxy: FaultyProxy, fault: str, subject: str, text: str, advice: str
 ) -> None:
     machine.use(proxy.url)
-    machine.wait_s = 1.5
+    machine.wait_s = 3.0
     machine.monkeypatch.setenv("STAND_IN_FAULT", fault)
     code, page = machine.check()
     assert code == 1
