@@ -186,7 +186,7 @@ def report(suite: str, folder: Path) -> None:
             ),
             (f"av, OpenCV, OpenVINO, {cpu}", f"people-{cpu}", lambda text: compared(here, json.loads(last_line(text)))),
         ]
-    steps.append(("tests (the list is in bench/arm64.sh)", "tests", last_line))
+    steps.append(("tests (the list is in bench/arm64.sh)", "tests", lambda text: last_line(text).partition(" in ")[0]))
     rows = [[what, of(said[step]) if step in said else "not run"] for what, step, of in steps]
     died = sum(text.count("Illegal instruction") for text in said.values())
     rows.append(["programs that ended with SIGILL", str(died or "none")])
