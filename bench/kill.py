@@ -109,7 +109,9 @@ class Tally:
 class Lane:
     """One folder with its daemon, killed again and again."""
 
-    def __init__(self, folder: Path, models: Path, s3: S3Server, *, seed: int, footage: Path) -> None:
+    def __init__(
+        self, folder: Path, models: Path, s3: S3Server, *, seed: int, footage: Path, **constants: object
+    ) -> None:
         self.folder = folder
         self.random = random.Random(seed)
         self.tally = Tally()
@@ -124,7 +126,7 @@ class Lane:
         env = environment(self._proxy.url) | own_camera(folder / "bin")
         env |= {"STAND_IN_H264": str(footage), "STAND_IN_LOG": str(folder / "camera.jsonl")}
         env |= {"STAND_IN_CONTROL": str(self._control)}
-        self.daemon = Daemon(folder, models, env=env, **CONSTANTS, **self._buckets)
+        self.daemon = Daemon(folder, models, env=env, **CONSTANTS, **constants, **self._buckets)
         self._log_start = self._camera_log_start = 0
 
     # Killing
@@ -332,15 +334,17 @@ class Lane:
             self.tally.wrong.append(f"clip {event_id} ends {lost_s:.2f} s before the kill")
 
 
-def kill_often(folder: Path, models: Path, *, kills: int, lanes: int, seed: int, at_most_s: float = 1e9) -> Tally:
-    """`kills` kills in all, shared out between `lanes` daemons at a time."""
+def kill_often(
+    folder: Path, models: Path, *, kills: int, lanes: int, seed: int, at_most_s: float = 1e9, **constants: object
+) -> Tally:
+    """`kills` kills in all, shared out between `lanes` daemons at a time with these constants of the script changed."""
     pictures = write_footage(folder / "footage.h264")
     find_graph(WEIGHTS, models)  # converted once, before anybody is killed
     give_up_s = time.monotonic() + at_most_s
     total = Tally()
     with S3Server() as s3:
         running = [
-            Lane(folder / f"lane{n}", models, s3, seed=seed * 1000 + n, footage=folder / "footage.h264")
+            Lane(folder / f"lane{n}", models, s3, seed=seed * 1000 + n, footage=folder / "footage.h264", **constants)
             for n in range(lanes)
         ]
         threads = [

@@ -33,6 +33,7 @@ from guardianberry.detection.openvino_model import file_sha256  # noqa: E402 - o
 from guardianberry.detection.weights import Graph, Setup, find_graph  # noqa: E402
 from guardianberry.detection.yolov5 import keep_person_only, load_checkpoint  # noqa: E402
 from tests import networks  # noqa: E402
+from tests.test_weights import copying  # noqa: E402
 from training import adapt, adapter  # noqa: E402
 from training.adapt_data import Kind, View  # noqa: E402
 from training.loss import by_cell  # noqa: E402
@@ -186,9 +187,10 @@ WITHOUT_NETWORK = (
 @pytest.fixture(scope="module")
 def converted_folder(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with the small official checkpoint, which an earlier start has converted."""
-    folder = tmp_path_factory.mktemp("converted")
+    folder, graph = tmp_path_factory.mktemp("converted"), tmp_path_factory.mktemp("graph") / "tiny.xml"
     shutil.copyfile(official, folder / official.name)
-    find_graph(official.name, folder)
+    conversion_child.convert_checkpoint(official, graph, half=False)  # here, where torch is loaded already
+    find_graph(official.name, folder, setup=Setup(converter=copying(graph)))
     return folder
 
 

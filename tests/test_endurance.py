@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.endurance import Endurance
+from tests.daemon import SMALL_INPUT
 from tests.s3_server import S3Server
 
 DURATION_S = 56.0  # almost twice through the footage
@@ -19,7 +20,9 @@ EVENTS = 4
 @pytest.mark.slow
 def test_minutes_of_footage_and_a_failing_s3_leave_no_trace(tmp_path: Path, models: Path) -> None:
     with S3Server() as s3:
-        report = Endurance(tmp_path, models, s3, seed=1).run(DURATION_S, sample_every_s=0.5, quiet_s=(3, 9))
+        report = Endurance(tmp_path, models, s3, seed=1, **SMALL_INPUT).run(
+            DURATION_S, sample_every_s=0.5, quiet_s=(3, 9)
+        )
     print("\n".join(report.lines(WARM_UP_S)))
     assert not report.wrong
     assert report.events >= EVENTS

@@ -14,6 +14,7 @@ import pytest
 from bench.kill import MOST_LOST_S, kill_often
 from guardianberry.filenames import OPEN_PREFIX
 from guardianberry.recording.recovery import remove_parts
+from tests.daemon import SMALL_INPUT
 from tests.h264 import units
 from tests.test_clip import NAME, FakeTap, record, wait_until
 
@@ -24,7 +25,7 @@ FEWEST_KILLS = 8
 
 @pytest.mark.slow
 def test_whenever_the_daemon_is_killed_each_event_arrives_once_and_whole(tmp_path: Path, models: Path) -> None:
-    tally = kill_often(tmp_path, models, kills=KILLS, lanes=2, seed=20, at_most_s=WALL_S)
+    tally = kill_often(tmp_path, models, kills=KILLS, lanes=2, seed=20, at_most_s=WALL_S, **SMALL_INPUT)
     print("\n".join(tally.lines()))
     assert not tally.wrong
     assert len(tally.kills) >= FEWEST_KILLS
