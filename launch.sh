@@ -224,12 +224,10 @@ while :; do
     child=$!
     [ -z "$asked_to_stop" ] || kill -TERM "$child" # the signal came before there was a child to hand it on to
     wait "$child"
+    # A trapped signal ends wait before the daemon has ended: wait for it, and then once more for its own exit code.
+    while kill -0 "$child" 2>/dev/null; do wait "$child"; done
+    wait "$child"
     code=$?
-    # A trapped signal ends wait before the daemon has ended: wait for its own exit code.
-    while kill -0 "$child" 2>/dev/null; do
-        wait "$child"
-        code=$?
-    done
     child=
     # 78: only an edit of the script helps. 2: wrong options, or Python cannot open the script (an update is under way).
     if [ -n "$asked_to_stop" ] || [ "$code" -eq 0 ] || [ "$code" -eq 78 ]; then exit "$code"; fi

@@ -29,6 +29,7 @@ import os, signal, sys, time
 from pathlib import Path
 
 here = Path(__file__).parent
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 with (here / "starts").open("a") as starts:
     print(os.getpid(), os.getcwd(), os.environ.get("PATH"), *sys.argv[1:], file=starts)
 lines = (here / "plan").read_text().splitlines()
@@ -40,7 +41,6 @@ if what == "talk":
         print(f"line {number} " + 90 * "x", file=sys.stderr, flush=True)
     what = "0"
 if what == "run":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     while True:
         time.sleep(0.05)
 if what == "killed":
@@ -189,7 +189,6 @@ def test_a_signal_stops_the_daemon_and_itself(launcher, number):
     launcher.plan("run")
     process = launcher.start()
     pid = int(launcher.starts(1)[0][0])
-    time.sleep(0.3)  # the program has its handler
     process.send_signal(number)
     assert process.wait(30) == 0
     assert not Path(f"/proc/{pid}").exists()
