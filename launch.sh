@@ -123,6 +123,7 @@ from importlib.metadata import PackageNotFoundError, files
 def names(path):
     return set(re.findall("(?m)^([A-Za-z0-9._-]+)==", open(path).read())) - {"torch"}
 
+sys.modules["openvino_telemetry"] = sys.modules["openvino.tools.ovc"] = None  # else the import calls its server
 needed = names("requirements.txt")
 for name in needed | names("requirements-aarch64.txt"):
     try:

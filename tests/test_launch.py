@@ -489,3 +489,13 @@ def test_under_the_real_cron(launcher):
     finally:
         cron.kill()
         cron.wait(10)
+
+
+def test_looking_whether_env_is_whole_makes_no_telemetry(tmp_path):
+    """OpenVINO's telemetry package makes an id in the home folder and looks for its server when it is imported."""
+    script = (ROOT / "launch.sh").read_text(encoding="utf-8").split("<<'END'")
+    (program,) = [part.split("\n", 1)[1].split("\nEND\n")[0] for part in script if "import_module" in part]
+    env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-"], input=program, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
