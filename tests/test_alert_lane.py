@@ -18,7 +18,7 @@ from tests.upload_rig import Rig, jpeg, mp4, wait_until, warnings
 
 UPLINK_BYTES_PER_S = 300_000 / 8
 ALERT_BYTES = 50_000
-EVENTS = 12
+EVENTS = 8
 PERIOD_S = 2.5
 LIMIT_S = 5.0
 
