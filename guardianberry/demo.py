@@ -27,7 +27,8 @@ _POLL_S = 0.2
 def demo_folder(here: Path, video: str, stop: threading.Event) -> Iterator[Path]:
     """Start the stand-ins for a run over `video` (empty: the built-in scene); yields the folder for the daemon's files.
 
-    Sets `stop` when the video is over and all files are uploaded, and logs at the end where the objects are.
+    Sets `stop` when the video is over and all files are uploaded, and logs at the end where the objects are. Raises
+    SystemExit where there are files and none of them arrived.
     """
     source = Path(video) if video else here / "demo" / "scene.mp4"
     if not source.is_file():
@@ -47,7 +48,9 @@ def demo_folder(here: Path, video: str, stop: threading.Event) -> Iterator[Path]
         log.info("demo: %s plays as the camera; the buckets are %s", source.name, endpoint)
         threading.Thread(target=_stop_at_end, args=(folder, end_file, stop), daemon=True).start()
         yield folder
-    log_objects(folder)
+    if not log_objects(folder) and (left := _queued(folder)):
+        log.error("demo: nothing arrived in the buckets, see the warnings above; %d file(s) stay in %s", left, folder)
+        raise SystemExit(1)
     _write_page(here, folder)
 
 
@@ -83,26 +86,31 @@ def _stop_at_end(folder: Path, end_file: Path, stop: threading.Event) -> None:
             return
     log.info("demo: the video is over")
     give_up_s = time.monotonic() + _UPLOAD_WAIT_S
-    while any(folder.glob("images/*")) or any(folder.glob("videos/*")):
+    while _queued(folder):
         if time.monotonic() > give_up_s or stop.wait(_POLL_S):
             break
     stop.set()
 
 
-def log_objects(folder: Path) -> None:
-    """Images first, then videos, by time."""
+def _queued(folder: Path) -> int:
+    return sum(1 for name in ("images", "videos") for _ in folder.glob(f"{name}/*"))
+
+
+def log_objects(folder: Path) -> int:
+    """Images first, then videos, by time; returns how many."""
     found = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("s3/*/*.metadata.json")]
     found.sort(key=lambda item: (item[0].parent.name, item[1]["metadata"].get("recording_start_time", "")))
     log.info("demo: %d object(s) arrived in the buckets", len(found))
     parts, bests = (len(list(folder.glob(f"s3/*/{pattern}.metadata.json"))) for pattern in ("live/*/*", "best/*"))
     log.info("demo: and %d part(s) of clips while they were recorded, %d best picture(s)", parts, bests)
-    if not found:
+    if not found and not _queued(folder):
         log.info("demo: no event began; a warning above tells where inferences are too slow for this video")
     for path, stored in found:
         metadata = stored["metadata"]
         log.info("  %s", path.with_name(path.name.removesuffix(".metadata.json")).relative_to(folder.parent.parent))
         shown = sorted(metadata.keys() - {"rpi_serial_no", "camera_name", "event", "local_time"})
         log.info("      %s", ", ".join(f"{name} {metadata[name]}" for name in shown))
+    return len(found)
 
 
 def _write_page(here: Path, folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -57,6 +59,38 @@ def test_a_demo_that_finds_nobody_says_how_long_inferences_take(tmp_path: Path, 
     said = daemon.log.index("no event began; a warning above tells where inferences are too slow")
     assert daemon.log.index(slow) < said
     assert "event 1" not in daemon.log
+
+
+STAND_INS_ALONE = """
+import logging, sys, threading
+from pathlib import Path
+from guardianberry.demo import demo_folder
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+with demo_folder(Path(sys.argv[1]), "", threading.Event()) as folder:
+    {daemon}
+"""
+
+
+def run_stand_ins(here: Path, daemon: str = "pass") -> subprocess.CompletedProcess[str]:
+    """The demo in the folder `here`, with this line of Python in the daemon's place."""
+    here.mkdir(exist_ok=True)
+    for name in ("demo", "viewer", "detect_and_upload.py"):
+        if not (here / name).exists():
+            (here / name).symlink_to(ROOT / name)
+    command = [sys.executable, "-c", STAND_INS_ALONE.format(daemon=daemon), str(here)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_demo_whose_files_do_not_arrive_says_so_and_fails(tmp_path: Path) -> None:
+    demo = run_stand_ins(tmp_path, "(folder / 'images').mkdir(); (folder / 'images/a.jpg').write_bytes(b'JPEG')")
+    (left,) = tmp_path.glob("demo-output/*/images/a.jpg")
+    said = f"demo: nothing arrived in the buckets, see the warnings above; 1 file(s) stay in {left.parent.parent}\n"
+    assert said in demo.stderr
+    assert "no event began" not in demo.stderr
+    assert demo.returncode == 1
+    demo = run_stand_ins(tmp_path / "without")
+    assert "no event began" in demo.stderr
+    assert demo.returncode == 0
 
 
 def assert_plays(url: str) -> None:
