@@ -86,6 +86,10 @@ set_up() {
         say "python3 is a 32-bit program, though the kernel may have 64: install the 64-bit Raspberry Pi OS"
         return 1
     }
+    if [ -e env ] && [ ! -w env ]; then
+        say "env/ belongs to another user. Run this: sudo chown -R $(id -un) '$here'"
+        return 1
+    fi
     if ! compgen -G 'env/.made-from-*' >/dev/null; then
         needed_mb=2000
         clear=--clear # what an interrupted set-up has left may be damaged
@@ -172,6 +176,12 @@ set_up_until_done() {
     [ -z "$asked_to_stop" ] || exit 0
 }
 
+# Python names the line of a typing mistake, and not what to do.
+tell_typing_mistake() {
+    ! env/bin/python -c 'import ast; ast.parse(open("detect_and_upload.py").read())' 2>/dev/null || return
+    say "detect_and_upload.py has a typing mistake, in the line named above or before it: a quote or bracket is missing"
+}
+
 make_env_anew() {
     say "files in env/ are damaged, by a power cut perhaps: making it anew"
     rm -f env/.made-from-*
@@ -214,6 +224,10 @@ if [ -z "$watched" ]; then
         fi
         make_env_anew
     fi
+    if ! env/bin/python -c 'import ast; ast.parse(open("detect_and_upload.py").read())'; then
+        tell_typing_mistake
+        exit 78
+    fi
     cd "$OLDPWD" || exit 1 # where the path of a video begins
     exec "$here/env/bin/python" "$here/detect_and_upload.py" "$@"
 fi
@@ -233,6 +247,7 @@ while :; do
     # 78: only an edit of the script helps. 2: wrong options, or Python cannot open the script (an update is under way).
     if [ -n "$asked_to_stop" ] || [ "$code" -eq 0 ] || [ "$code" -eq 78 ]; then exit "$code"; fi
     if [ "$code" -eq 2 ] && [ -t 2 ]; then exit 2; fi
+    if [ "$code" -eq 1 ]; then tell_typing_mistake; fi # and try again: an update may be under way
     if [ $((SECONDS - started)) -gt 600 ]; then pause_s=2; fi
     if [ $((SECONDS - started)) -lt 60 ] && [ -z "$env_checked" ]; then
         env_checked=1 # once: what a new env/ does not help, another one will not

@@ -321,6 +321,52 @@ def test_the_cause_of_a_failed_set_up_is_named(tmp_path, code, said, cause):
     assert cause in subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def break_program(launcher):
+    program = launcher.folder / "detect_and_upload.py"
+    program.write_text('CAMERA_NAME = "Front door\n' + program.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def test_a_missing_quote_in_a_constant_is_told_and_the_start_tried_again(launcher):
+    """An update that is under way can leave such a file for a moment, too."""
+    launcher.make_env()
+    break_program(launcher)
+    launcher.start()
+    launcher.wait_for_log("a quote or bracket is missing")
+    assert "line 1" in launcher.log
+    launcher.wait_for_log("starting it again in 2 s")
+
+
+def test_a_missing_quote_in_a_constant_ends_check_with_what_to_do(launcher):
+    launcher.make_env()
+    (launcher.folder / "requirements.txt").write_text("")
+    (launcher.folder / "requirements-aarch64.txt").write_text("")
+    launch_stamp(launcher.folder).touch()
+    break_program(launcher)
+    assert launcher.start("--check").wait(60) == 78
+    assert "line 1" in launcher.log
+    assert "a quote or bracket is missing" in launcher.log
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's folder")
+def test_an_env_of_another_user_is_told_with_the_command_that_helps(launcher):
+    """Once run with sudo."""
+    (launcher.folder / "env").mkdir(mode=0o700)
+    for path in (launcher.folder, *launcher.folder.parents):
+        if str(path).startswith("/tmp/"):
+            path.chmod(path.stat().st_mode | 0o011)
+    command = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        str(launcher.folder / "launch.sh"),
+        "--demo",
+    ]
+    answer = subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=60)
+    assert answer.returncode == 1
+    assert f"sudo chown -R nobody '{launcher.folder}'" in answer.stderr
+
+
 def test_a_python_of_32_bits_is_named(launcher, tmp_path):
     """The kernel says aarch64 all the same."""
     (tmp_path / "bin").mkdir()
