@@ -12,9 +12,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
+from guardianberry.disk import what_to_do
 from guardianberry.machine import for_child
 
 log = logging.getLogger(__name__)
@@ -28,13 +30,12 @@ def demo_folder(here: Path, video: str, stop: threading.Event) -> Iterator[Path]
     """Start the stand-ins for a run over `video` (empty: the built-in scene); yields the folder for the daemon's files.
 
     Sets `stop` when the video is over and all files are uploaded, and logs at the end where the objects are. Raises
-    SystemExit where there are files and none of them arrived.
+    SystemExit where the folder cannot be made, and where there are files and none of them arrived.
     """
     source = Path(video) if video else here / "demo" / "scene.mp4"
     if not source.is_file():
         raise SystemExit(f"{source}: no such video")
-    folder = here / "demo-output" / time.strftime("%Y%m%d-%H%M%S")
-    folder.mkdir(mode=0o700, parents=True)
+    folder = _new_folder(here / "demo-output")
     end_file = folder / "video-is-over"
     with _s3_stand_in(here, folder / "s3") as endpoint:
         os.environ.update(
@@ -52,6 +53,21 @@ def demo_folder(here: Path, video: str, stop: threading.Event) -> Iterator[Path]
         log.error("demo: nothing arrived in the buckets, see the warnings above; %d file(s) stay in %s", left, folder)
         raise SystemExit(1)
     _write_page(here, folder)
+
+
+def _new_folder(parent: Path) -> Path:
+    """Named after the time; demos may begin in the same second."""
+    now = time.strftime("%Y%m%d-%H%M%S")
+    try:
+        parent.mkdir(exist_ok=True)
+        for number in count(1):
+            folder = parent / (now if number == 1 else f"{now}-{number}")
+            with suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+                break
+    except OSError as error:
+        raise SystemExit(f"{parent}: {what_to_do(error, parent)}") from error
+    return folder
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """`--demo` where there is no network and nothing but what the repository holds: the bundled model finds both people."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -69,6 +70,8 @@ logging.basicConfig(level=logging.INFO, format="%(message)s")
 with demo_folder(Path(sys.argv[1]), "", threading.Event()) as folder:
     {daemon}
 """
+# Root without the power to write everywhere.
+AS_ANY_USER = [] if os.geteuid() else ["setpriv", "--bounding-set=-dac_override"]
 
 
 def run_stand_ins(here: Path, daemon: str = "pass") -> subprocess.CompletedProcess[str]:
@@ -77,7 +80,7 @@ def run_stand_ins(here: Path, daemon: str = "pass") -> subprocess.CompletedProce
     for name in ("demo", "viewer", "detect_and_upload.py"):
         if not (here / name).exists():
             (here / name).symlink_to(ROOT / name)
-    command = [sys.executable, "-c", STAND_INS_ALONE.format(daemon=daemon), str(here)]
+    command = [*AS_ANY_USER, sys.executable, "-c", STAND_INS_ALONE.format(daemon=daemon), str(here)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -91,6 +94,23 @@ def test_a_demo_whose_files_do_not_arrive_says_so_and_fails(tmp_path: Path) -> N
     demo = run_stand_ins(tmp_path / "without")
     assert "no event began" in demo.stderr
     assert demo.returncode == 0
+
+
+def test_two_demos_in_one_second_have_two_folders(tmp_path: Path) -> None:
+    second = """import time; time.strftime = lambda _: folder.name
+    with demo_folder(Path(sys.argv[1]), "", threading.Event()) as other:
+        assert other.is_dir() and other.name == folder.name + "-2", other"""
+    demo = run_stand_ins(tmp_path, second)
+    assert demo.returncode == 0, demo.stderr
+
+
+def test_a_demo_that_cannot_make_its_folder_says_what_to_do(tmp_path: Path) -> None:
+    output = tmp_path / "demo-output"
+    output.mkdir()
+    output.chmod(0o500)
+    demo = run_stand_ins(tmp_path)
+    assert re.fullmatch(f"{output}: Permission denied: sudo chown -R \\S+ {output}\n", demo.stderr)
+    assert demo.returncode == 1
 
 
 def assert_plays(url: str) -> None:
