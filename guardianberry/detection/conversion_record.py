@@ -1,34 +1,64 @@
 """What is known of conversions: the sums of converted graphs, and the conversions that failed on this computer.
 
 Graphs are in models/.cache/, the record in models/.conversions.json (mode 0600). A graph whose files do not have the
-sum in the record is converted again, so files that somebody put into .cache/ are never loaded.
+sum in the record is converted again, so files that somebody put into .cache/ are never loaded. Where this user may not
+read or write there, both are in a private temporary folder, and each start converts.
 """
 
+import atexit
+import errno
 import importlib.metadata
 import json
 import logging
+import os
+import shutil
+import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from guardianberry.detection.openvino_model import CONVERTER_VERSION, file_sha256
-from guardianberry.disk import write_atomically
+from guardianberry.disk import what_to_do, write_atomically
 from guardianberry.machine import read_text
 
 log = logging.getLogger(__name__)
 
 RECORD_NAME = ".conversions.json"
 _CGROUP = Path("/sys/fs/cgroup")
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Conversions:
     """The record of one models folder. For any thread. Raises OSError."""
 
     def __init__(self, models_folder: Path) -> None:
-        self._cache = models_folder / ".cache"
-        self._record = models_folder / RECORD_NAME
+        self._models_folder = models_folder
         self._lock = threading.Lock()
+        self._use(models_folder)
+
+    def _use(self, folder: Path) -> None:
+        self._folder, self._cache, self._record = folder, folder / ".cache", folder / RECORD_NAME
+
+    def keep_elsewhere(self, error: OSError) -> None:
+        """From now on use a private temporary folder. Raises `error` where another folder would not help."""
+        with self._lock:
+            if error.errno not in _CLOSED:
+                raise error
+            if self._folder != self._models_folder:
+                return  # the other thread has done it
+            private = tempfile.mkdtemp(prefix="guardianberry-")
+            atexit.register(shutil.rmtree, private, ignore_errors=True)
+            advice = what_to_do(error, self._models_folder)
+            log.warning("No graph can be kept in %s/, so that each start converts. %s", self._models_folder, advice)
+            self._use(Path(private))
+
+    def check_writable(self) -> None:
+        """Raises OSError where a new graph could not be kept."""
+        for folder in (self._folder, self._cache):
+            if not os.access(folder, os.W_OK | os.X_OK):
+                number = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+                raise OSError(number, os.strerror(number), str(folder))
 
     def graph_path(self, source: Path, sha256: str) -> Path:
         """Where the graph of this source is kept: a name of its own for each content and converter version."""

@@ -165,8 +165,17 @@ class Search:
 
     def _cached(self, parts: list[Path], model_name: str) -> Graph:
         """The cached graph of some files, a checkpoint with its adapter say; converted now where it is not there."""
-        xml = self._conversions.graph_path(parts[0], file_sha256(*parts))
+        sha256 = file_sha256(*parts)
+        try:
+            return self._kept(parts, sha256, model_name)
+        except OSError as error:
+            self._conversions.keep_elsewhere(error)
+        return self._kept(parts, sha256, model_name)
+
+    def _kept(self, parts: list[Path], sha256: str, model_name: str) -> Graph:
+        xml = self._conversions.graph_path(parts[0], sha256)
         if not self._conversions.has(xml):
+            self._conversions.check_writable()
             started_s = time.monotonic()
             self._convert(parts, xml, model_name)
             log.info("%s converted in %.1f s, kept as .cache/%s", model_name, time.monotonic() - started_s, xml.name)

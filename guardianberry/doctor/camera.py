@@ -186,7 +186,9 @@ def check_model(make_detector: Callable[[], Detector], frame: Frame | None) -> G
     if frame is not None:
         text += f", {len(people)} person(s) in view now"
     if warnings.buffer:
-        yield warn("model", text, " ".join(record.getMessage() for record in warnings.buffer))
+        told = [record.getMessage().partition(" sudo ") for record in warnings.buffer]
+        advice = " ".join(what for what, *_ in told)
+        yield warn("model", text, "\n".join([advice, *(f"sudo {command}" for *_, command in told if command)]))
     elif advice := advice_if_slow(inference_ms):
         yield warn("model", text, f"That is slow: {advice}")
     else:
