@@ -160,6 +160,7 @@ trap stop TERM INT HUP
 rest() {
     sleep "$pause_s" &
     child=$!
+    [ -z "$asked_to_stop" ] || kill "$child" # the signal came before the pause
     wait "$child"
     child=
     pause_s=$((pause_s * 2 < longest_pause_s ? pause_s * 2 : longest_pause_s))

@@ -199,10 +199,9 @@ def test_a_signal_during_a_pause_ends_it_at_once(launcher):
     launcher.make_env()
     launcher.plan("1")
     process = launcher.start()
-    launcher.starts(2)  # now a pause of 4 s
-    time.sleep(0.3)
+    launcher.wait_for_log("starting it again in 4 s")
     process.terminate()
-    process.wait(2)
+    process.wait(3.5)
 
 
 @pytest.mark.parametrize("option", ["--check", "--demo"])
