@@ -7,6 +7,7 @@ import grp
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -653,6 +654,25 @@ def test_the_line_for_cron_as_the_readme_has_it(machine: Machine, monkeypatch: p
     monkeypatch.setenv("HOME", str(machine.program.parent))
     machine.cron(f"@reboot {home}/{machine.program.name}/launch.sh")
     assert check_start_at_boot(machine.program, machine.root).level == "ok"
+
+
+@pytest.mark.parametrize("name", ["my übercam", "50% off", "it's"])
+def test_commands_and_the_line_for_cron_are_quoted(machine: Machine, name: str) -> None:
+    folder = machine.program.rename(machine.program.with_name(name))
+    (folder / "launch.sh").write_text("echo started")
+    machine.cron(f"@reboot {folder}/launch.sh".replace("'", ""))
+    finding = check_start_at_boot(folder, machine.root)
+    assert finding.level == "warn", "cron would start something else"
+    *_, line_for_cron = finding.advice.splitlines()
+    assert not re.search(r"(?<!\\)%", line_for_cron), "cron ends a command at a bare %"
+    command = line_for_cron.removeprefix("@reboot ").replace(r"\%", "%")  # as cron gives it to sh
+    assert subprocess.run(["sh", "-c", command], capture_output=True, text=True).stdout == "started\n"
+    machine.cron(line_for_cron)
+    assert check_start_at_boot(folder, machine.root).level == "ok"
+    for wrong in (folder / "images", folder / "videos"):
+        wrong.touch()
+        *_, command = check_folder(wrong, 0, BERRY).advice.splitlines()
+        assert shlex.split(command) == ["sudo", "chown", "-R", "berry", str(wrong)]
 
 
 def test_a_line_that_is_commented_out_is_none(machine: Machine) -> None:

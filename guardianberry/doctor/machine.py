@@ -6,6 +6,7 @@ import grp
 import os
 import platform
 import re
+import shlex
 import shutil
 import stat
 import struct
@@ -105,7 +106,7 @@ def check_folder(
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOTDIR):
             return fail(subject, f"cannot be used: {what_to_do(error, folder)}")
-        advice = f"Make it a folder of {user.name}:\nsudo chown -R {user.name} {place}"
+        advice = f"Make it a folder of {user.name}:\nsudo chown -R {user.name} {shlex.quote(str(place))}"
         return fail(subject, f"cannot be written to: {error.strerror}", advice)
     text = f"writable, {free / 1e9:.1f} GB free"
     if place == folder and folder.is_symlink():
@@ -138,9 +139,10 @@ def check_clock(is_synchronised: Callable[[], bool], now_text: str) -> Finding:
 def check_start_at_boot(folder: Path, root: Path) -> Finding:
     """A line for cron, or a systemd unit, that starts this folder's daemon."""
     launcher = folder / "launch.sh"
-    advice = f"Run crontab -e and add this line:\n@reboot {launcher}"
+    command = shlex.quote(str(launcher))
+    advice = "Run crontab -e and add this line:\n@reboot " + command.replace("%", r"\%")  # cron ends a command at %
     if not os.access(launcher, os.X_OK):
-        return warn("at boot", f"{launcher} is missing or not executable", f"Run this:\nchmod +x {launcher}")
+        return warn("at boot", f"{launcher} is missing or not executable", f"Run this:\nchmod +x {command}")
     lines = [line for line in cron_lines(root) if "launch.sh" in line or "detect_and_upload.py" in line]
     mine = [line for line in lines if names_path(line, launcher)]
     if any(line.startswith("@reboot") for line in mine):
@@ -156,18 +158,20 @@ def check_start_at_boot(folder: Path, root: Path) -> Finding:
 
 
 def cron_lines(root: Path) -> list[str]:
-    """The lines of this user's crontab and of the system's, without comments."""
+    """The lines of this user's crontab and of the system's, without comments, and with cron's \\% as %."""
     code, own = answer_of("crontab", "-l")
     own = re.sub(r"\$HOME\b|\$\{HOME\}|(?<!\S)~(?=/)", lambda _: str(Path.home()), own if code == 0 else "")
     tables = [own, read_text(root / "etc/crontab")]
     tables += [read_text(path) for path in sorted((root / "etc/cron.d").glob("*"))]
-    lines = (line.strip() for table in tables for line in table.splitlines())
+    lines = (line.strip().replace(r"\%", "%") for table in tables for line in table.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
 
 def names_path(text: str, path: Path) -> bool:
-    """Whether the text contains `path` as a whole word."""
-    return re.search(rf"(?<![^\s=\"']){re.escape(str(path))}(?![^\s\"';&>])", text) is not None
+    """Whether the text has `path` as a whole word, in quotes if it has a space, or as `shlex.quote` writes it."""
+    start = r"(?<=[\"'])" if " " in str(path) else r"(?<![^\s=\"'])"
+    name = rf"({start}{re.escape(str(path))}|(?<!\S){re.escape(shlex.quote(str(path)))})(?![^\s\"';&>])"
+    return re.search(name, text) is not None
 
 
 def is_open_to_others(path: Path) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import grp
 import os
 import pwd
+import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,15 +31,18 @@ def check_permissions(folder: Path, env: Path) -> Iterator[Finding]:
         yield ok("permissions", "nobody else can change the program")
         return
     more = f" and {len(found) - _EXAMPLES} more" if len(found) > _EXAMPLES else ""
-    commands = []
-    for path in found[:_EXAMPLES]:
-        owner = path.lstat().st_uid
-        commands += [f"sudo chown {os.geteuid()} {path}"] if owner not in (0, os.geteuid()) else []
-        commands.append(f"sudo chmod go-w {path}")
+    commands = [command for path in found[:_EXAMPLES] for command in _commands_that_close(path)]
     text = f"other users can write to {', '.join(map(str, found[:_EXAMPLES]))}{more}, and so run code as you"
     yield fail(
         "permissions", text, "\n".join(["Run this, and clone the program anew if you do not trust them:", *commands])
     )
+
+
+def _commands_that_close(path: Path) -> Iterator[str]:
+    name = shlex.quote(str(path))
+    if path.lstat().st_uid not in (0, os.geteuid()):
+        yield f"sudo chown {os.geteuid()} {name}"
+    yield f"sudo chmod go-w {name}"
 
 
 def is_writable_by_others(path: Path, *, sticky_is_safe: bool = False) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -81,7 +82,8 @@ def check_credential_files(environment: Mapping[str, str], root: Path) -> Iterat
     }
     for path in sorted(files):
         if path.is_file() and is_open_to_others(path):
-            yield warn("credentials", f"other users of this machine can read {path}", f"Run this:\nchmod 600 {path}")
+            advice = f"Run this:\nchmod 600 {shlex.quote(str(path))}"
+            yield warn("credentials", f"other users of this machine can read {path}", advice)
     system = root / "etc/environment"
     if re.search(r"AWS_SECRET_ACCESS_KEY|AWS_SESSION_TOKEN", read_text(system)) and is_open_to_others(system):
         advice = "Move it to ~/.aws/credentials (chmod 600), or run this:\nsudo chmod 600 /etc/environment"
