@@ -237,6 +237,31 @@ def test_a_configuration_that_others_can_change_is_a_failure(program, monkeypatc
 
 
 @needs_root
+def test_the_commands_close_all_that_others_can_change(program, monkeypatch):
+    """Of 3,150 files in env/, three were named."""
+    program = program.rename(program.with_name("my program"))
+    home = program.parent / "home"
+    (home / ".aws").mkdir(parents=True)
+    home.chmod(0o755)
+    (home / ".aws").chmod(0o757)
+    monkeypatch.setenv("HOME", str(home))
+    for number in range(20):
+        path = program / f"env/lib/{number}.so"
+        path.touch()
+        path.chmod(0o646)
+        os.chown(path, ANOTHER_USER, ANOTHER_USER)
+    (finding,) = check_permissions(program, program / "env")
+    commands = finding.advice.splitlines()[1:]
+    assert commands == [
+        f"sudo chmod go-w {home}/.aws",
+        f"sudo chown -R 0 '{program}/env/lib'",
+        f"sudo chmod -R go-w '{program}/env/lib'",
+    ]
+    subprocess.run(["sh", "-c", "\n".join(commands).replace("sudo ", "")], check=True)
+    assert [finding.level for finding in check_permissions(program, program / "env")] == ["ok"]
+
+
+@needs_root
 def test_what_belongs_to_another_user_is_a_failure(program):
     os.chown(program / "models/a.xml", ANOTHER_USER, ANOTHER_USER)
     (finding,) = check_permissions(program, program / "env")

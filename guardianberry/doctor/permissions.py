@@ -31,18 +31,36 @@ def check_permissions(folder: Path, env: Path) -> Iterator[Finding]:
         yield ok("permissions", "nobody else can change the program")
         return
     more = f" and {len(found) - _EXAMPLES} more" if len(found) > _EXAMPLES else ""
-    commands = [command for path in found[:_EXAMPLES] for command in _commands_that_close(path)]
+    commands = list(_commands(found, sorted(roots)))
     text = f"other users can write to {', '.join(map(str, found[:_EXAMPLES]))}{more}, and so run code as you"
     yield fail(
         "permissions", text, "\n".join(["Run this, and clone the program anew if you do not trust them:", *commands])
     )
 
 
-def _commands_that_close(path: Path) -> Iterator[str]:
+def _commands(found: list[Path], roots: list[Path]) -> Iterator[str]:
+    """For each path, or for the folder that holds them where many are in one of `roots`. `roots`: outer ones first."""
+    groups: dict[Path | None, list[Path]] = {}
+    for path in found:
+        groups.setdefault(next((root for root in roots if path.is_relative_to(root)), None), []).append(path)
+    for root, paths in groups.items():
+        if root and len(paths) > _EXAMPLES:
+            holder = Path(os.path.realpath(os.path.commonpath(paths)))
+            yield from _commands_that_close(holder, "-R ", is_of_another=any(map(_is_of_another, paths)))
+        else:
+            for path in paths[:_EXAMPLES]:
+                yield from _commands_that_close(path, "", is_of_another=_is_of_another(path))
+
+
+def _commands_that_close(path: Path, option: str, *, is_of_another: bool) -> Iterator[str]:
     name = shlex.quote(str(path))
-    if path.lstat().st_uid not in (0, os.geteuid()):
-        yield f"sudo chown {os.geteuid()} {name}"
-    yield f"sudo chmod go-w {name}"
+    if is_of_another:
+        yield f"sudo chown {option}{os.geteuid()} {name}"
+    yield f"sudo chmod {option}go-w {name}"
+
+
+def _is_of_another(path: Path) -> bool:
+    return path.lstat().st_uid not in (0, os.geteuid())
 
 
 def is_writable_by_others(path: Path, *, sticky_is_safe: bool = False) -> bool:
