@@ -1,5 +1,6 @@
 """Checks that the constants at the top of the script can work together."""
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
@@ -16,6 +17,9 @@ _NUMBERS = (
     "HEARTBEAT_S",
 )  # fmt: skip
 _TEXTS = ("WEIGHTS", "STREAM_URL", "VIDEOS_BUCKET", "IMAGES_BUCKET", "CAMERA_NAME", "ARMED_HOURS")
+_NAMES = (
+    *_WHOLE_NUMBERS, *_NUMBERS, *_TEXTS, "CAMERA_OPTIONS", "IGNORE_ZONES", "LIVE_UPLOAD", "SERVER_SIDE_ENCRYPTION",
+)  # fmt: skip
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}|arn:[^/]+[:/].+")  # what boto3 accepts; other servers have other rules
 # What the daemon sets itself on the camera program's command line, or what would end it or send its video elsewhere.
 # Abbreviations count: the program takes "--out" for --output.
@@ -38,7 +42,7 @@ def by_name(constants: Mapping[str, Any]) -> SimpleNamespace:
 def find_problems(constants: Mapping[str, Any]) -> list[str]:
     """One sentence for each constant that is wrong; empty when all are right."""
     c = by_name(constants)
-    return list(_wrong_types(c)) or [problem for holds, problem in _rules(c) if not holds]
+    return [*_missing(c), *_wrong_types(c)] or [problem for holds, problem in _rules(c) if not holds]
 
 
 def option_names(options: Sequence[str]) -> list[str]:
@@ -47,8 +51,17 @@ def option_names(options: Sequence[str]) -> list[str]:
     return [word.partition("=")[0] if word.startswith("--") else word[:2] for word in words]
 
 
+def _missing(c: SimpleNamespace) -> Iterator[str]:
+    """A constant that was deleted, or whose name was changed."""
+    unknown = set(vars(c)).difference(_NAMES)
+    for name in _NAMES:
+        if not hasattr(c, name):
+            similar = difflib.get_close_matches(name, unknown, n=1, cutoff=0.8)
+            yield f"{name} is missing" + (f": is it {similar[0]}, spelt wrong?" if similar else "")
+
+
 def _wrong_types(c: SimpleNamespace) -> Iterator[str]:
-    """A number in quotes, say, or a constant that was deleted."""
+    """A number in quotes, say."""
     for names, types, expected in (
         (_WHOLE_NUMBERS, int, "a whole number"),
         (_NUMBERS, (int, float), "a number"),
@@ -56,9 +69,9 @@ def _wrong_types(c: SimpleNamespace) -> Iterator[str]:
     ):
         for name in names:
             value = getattr(c, name, None)
-            if not isinstance(value, types):
+            if hasattr(c, name) and not isinstance(value, types):
                 yield f"{name} must be {expected}, and is {value!r}"
-    options = getattr(c, "CAMERA_OPTIONS", None)
+    options = getattr(c, "CAMERA_OPTIONS", ())
     if not isinstance(options, (tuple, list)) or not all(isinstance(word, str) for word in options):
         yield f'CAMERA_OPTIONS must be words in quotes, like ("--rotation", "180"), and is {options!r}'
 
@@ -79,9 +92,9 @@ def _rules(c: SimpleNamespace) -> Iterator[tuple[Any, str]]:
         yield 64 <= size_px <= 4096 and size_px % 2 == 0, f"{name} must be even (H.264) and lie between 64 and 4096"
     every = "INFERENCE_AT_LEAST_EVERY_S must be above 0 and at most MAX_RECORDING_DURATION_S"
     yield 0 < c.INFERENCE_AT_LEAST_EVERY_S <= longest, f"{every}, or people who stand still are missed"
-    yield isinstance(getattr(c, "LIVE_UPLOAD", None), bool), "LIVE_UPLOAD must be True or False"
+    yield isinstance(c.LIVE_UPLOAD, bool), "LIVE_UPLOAD must be True or False"
     polygons = "IGNORE_ZONES must be polygons like (((0, 0), (0.3, 0), (0.3, 1)),): points from 0 to 1"
-    yield _are_zones(getattr(c, "IGNORE_ZONES", None)), polygons
+    yield _are_zones(c.IGNORE_ZONES), polygons
     yield c.DETECTOR_INPUT_WIDTH_PX >= 64, "DETECTOR_INPUT_WIDTH_PX must be at least 64"
     yield c.FRAME_RATE_FPS >= 1, "FRAME_RATE_FPS must be at least 1"
     least_bps = max(200_000, int(0.05 * c.FRAME_WIDTH_PX * c.FRAME_HEIGHT_PX * c.FRAME_RATE_FPS))

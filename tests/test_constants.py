@@ -8,6 +8,13 @@ import pytest
 import detect_and_upload as script
 from guardianberry.settings import find_problems
 
+_TEXT = Path(script.__file__).read_text(encoding="utf-8")
+SETTINGS = re.findall(r"^([A-Z_]+) = ", _TEXT[: _TEXT.index("HERE = ")], re.MULTILINE)
+
+
+def without(name: str) -> dict[str, object]:
+    return {one: value for one, value in vars(script).items() if one != name}
+
 
 def broken(**changes) -> list[str]:
     return find_problems(vars(script) | changes)
@@ -105,10 +112,16 @@ def test_a_wrong_type_is_named_and_no_traceback(name, value, advice):
     assert broken(**{name: value}) == [advice]
 
 
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_missing_constant_is_named_with_the_one_that_it_may_be(name):
+    assert find_problems(without(name)) == [f"{name} is missing"]
+    wrong = name.replace("E", "ES", 1)
+    assert find_problems(without(name) | {wrong: getattr(script, name)}) == [
+        f"{name} is missing: is it {wrong}, spelt wrong?"
+    ]
+
+
 def test_every_constant_has_a_type():
     """But SERVER_SIDE_ENCRYPTION, which may be None."""
-    script_text = Path(script.__file__).read_text(encoding="utf-8")
-    settings = script_text[script_text.index("# ---- Events") : script_text.index("HERE = ")]
-    names = set(re.findall(r"^([A-Z_]+) = ", settings, re.MULTILINE))
-    unknown = {name for name in names if not any(name in advice for advice in broken(**{name: object()}))}
+    unknown = {name for name in SETTINGS if not any(name in advice for advice in broken(**{name: object()}))}
     assert unknown == {"SERVER_SIDE_ENCRYPTION"}

@@ -87,7 +87,7 @@ def check(
     else:
         page.add([warn("camera", "not tried, nor the model", "Correct what is said above, then check again.")])
     buckets = {"images": c.IMAGES_BUCKET, "videos": c.VIDEOS_BUCKET} if upload and is_worth_trying else {}
-    page.add(check_s3(c.SERVER_SIDE_ENCRYPTION, site.root, buckets))
+    page.add(check_s3(getattr(c, "SERVER_SIDE_ENCRYPTION", None), site.root, buckets))
     return page.end(upload=upload)
 
 
