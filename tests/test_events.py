@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -311,6 +312,31 @@ def test_what_could_not_be_saved_before_the_end_is_named(tmp_path, caplog):
 def folder_of(path: Path, *tasks: Callable[[], None], **changes) -> FolderThread:
     settings = {"on_disk": lambda: None, "consequence": "alerts go on"}
     return FolderThread(path, tasks, **(settings | changes))
+
+
+def test_a_folder_of_another_user_is_told_once_with_the_command(tmp_path, caplog, monkeypatch):
+    path = tmp_path / "images"
+    path.mkdir(mode=0o755)
+    user = os.geteuid() + 12345
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    finds = []
+
+    def not_ours(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def closed() -> None:
+        finds.append(1)
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "chmod", not_ours)
+    folder = folder_of(path, on_disk=closed)
+    folder.start()
+    wait_until(lambda: finds)
+    folder.close(5)  # which looks once more
+    assert len(finds) > 1
+    said = f"images/ is open to other users and cannot be closed: Operation not permitted: sudo chown -R {user} {path}"
+    assert [record.message for record in caplog.records].count(said) == 1
+    assert caplog.text.count("cannot be closed") == 1
 
 
 def test_a_disk_that_hangs_is_told_once_and_the_caller_never_waits(tmp_path, caplog):

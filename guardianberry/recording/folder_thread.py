@@ -6,6 +6,7 @@ The loop never touches a disk, and a disk that fails or hangs stops nothing in t
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -117,7 +118,10 @@ class FolderThread:
             try:
                 self.path.chmod(0o700)
             except OSError as error:
-                log.warning("%s/ is open to other users and cannot be closed (%s)", self.path.name, error.strerror)
+                is_ours = status.st_uid == os.geteuid()  # on FAT, say, where chown does not help either
+                why = error.strerror if is_ours else what_to_do(error, self.path)
+                if self._faults.is_new("open"):
+                    log.warning("%s/ is open to other users and cannot be closed: %s", self.path.name, why)
         self.on_disk()
         self._disk = (status.st_dev, status.st_ino)
         self.is_ready.set()
