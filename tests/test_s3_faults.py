@@ -21,6 +21,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from guardianberry.doctor.s3 import check_uploads
+from guardianberry.filenames import ImageName
+from guardianberry.upload.error_log import UploadErrorLog
+from guardianberry.upload.errors import NO_BUCKET, NO_CREDENTIALS, REJECTED, UploadError
+from guardianberry.upload.queue import MediaType
 from guardianberry.upload.s3 import S3
 from tests.fakes import FakeClock
 from tests.faulty_proxy import Answer, FaultyProxy
@@ -199,7 +203,7 @@ def test_a_file_that_s3_rejects_is_set_aside_and_the_others_go_on(
     (line,) = warnings(caplog)
     assert line == (
         f"uploads of some files (such as {poison.name}) fail: the S3 server rejects them with a code that is not known"
-        " here; its manual or its log may explain it (HTTP 418 Teapot); nothing is lost"
+        " here; its manual or its log may explain it (HTTP 418 Teapot)"
     )
     proxy.refused_text = b""
     clock.sleep(300)  # an image waits no longer
@@ -380,7 +384,7 @@ def test_a_refused_connection_is_told_as_such(rig: Rig, caplog: pytest.LogCaptur
     uploader = rig.start()
     wait_until(lambda: uploader.counters().failed_tries >= 3, "it gives up")
     assert warnings(caplog) == [
-        "uploads of all files fail: S3 cannot be reached; check the network (Connection refused); nothing is lost"
+        "uploads of all files fail: S3 cannot be reached; check the network (Connection refused)"
     ]
 
 
@@ -459,7 +463,7 @@ def test_without_credentials_one_line_and_no_connection_until_there_are_some(
         assert anybody.connections == 0
     assert warnings(caplog) == [
         "uploads of all files fail: there are no AWS credentials; put them into /etc/environment or ~/.aws/credentials"
-        " (see the README); nothing is lost"
+        " (see the README)"
     ]
     assert proxy.connections == 0
     write_credentials(path, f"aws_access_key_id={ACCESS_KEY}", f"aws_secret_access_key={SECRET_KEY}")
@@ -473,6 +477,19 @@ def test_missing_credentials_are_told_before_the_first_event(
     rig.start()
     wait_until(lambda: warnings(caplog), "nothing is said")
     assert "there are no AWS credentials" in warnings(caplog)[0]
+
+
+def test_a_sweep_of_empty_folders_does_not_end_a_fault_of_all_files(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing was tried in it: the first event must not tell the same fault again."""
+    images = MediaType("image", Path("images"), "bucket", ImageName)
+    error_log = UploadErrorLog()
+    for cause in (NO_CREDENTIALS, NO_BUCKET, REJECTED):
+        error_log.failed(images, UploadError(cause))
+    caplog.clear()
+    error_log.nothing_failed()
+    for cause in (NO_CREDENTIALS, NO_BUCKET, REJECTED):
+        error_log.failed(images, UploadError(cause), "a.jpg")
+    assert warnings(caplog) == [f"uploads of some files (such as a.jpg) fail: {REJECTED.text}"]
 
 
 def test_credentials_that_are_replaced_on_the_disk_are_taken_up(

@@ -30,7 +30,7 @@ class UploadErrorLog:
             which = f"{media_type.word}s" if bucket else cause.scope.value
             if cause.scope is FailureScope.FILE:
                 which += f" (such as {file_name})"
-            log.warning("uploads of %s fail: %s; nothing is lost", which, error)
+            log.warning("uploads of %s fail: %s", which, error)
 
     def bucket_is_down(self, bucket: str) -> None:
         """From now on nothing is expected to go through, so that the next success is worth a line."""
@@ -51,4 +51,4 @@ class UploadErrorLog:
 
     def nothing_failed(self) -> None:
         """A whole sweep went well, so that causes that concern single files are logged again when they come back."""
-        self._once.forget(lambda told: not told[1])
+        self._once.forget(lambda told: told[0].scope is FailureScope.FILE)
