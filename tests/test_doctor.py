@@ -731,3 +731,14 @@ def test_lines_are_wrapped_but_commands_stay_in_one_piece() -> None:
     assert all(len(text) <= 100 for text in others)
     assert sum("->" in text for text in others) == 1
     assert textwrap.dedent(shown).startswith("warn  at boot      word")
+
+
+def test_a_page_that_nobody_reads_on_ends_quietly() -> None:
+    """As in `--check | head -3`."""
+    program = "import sys; from guardianberry.doctor.page import Page, ok; Page(sys.stdout).add([ok('camera', 'here')])"
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", program]
+    answer = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writing)
+    assert (answer.returncode, answer.stderr) == (1, b"")

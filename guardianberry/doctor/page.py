@@ -1,5 +1,6 @@
 """The page that --check writes: one finding a line, with advice where something has to be done, and a verdict."""
 
+import os
 import textwrap
 from collections import Counter
 from collections.abc import Iterable
@@ -54,12 +55,19 @@ class Page:
     def add(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
             self._levels[finding.level] += 1
-            text = without_control(str(finding))  # a program that was asked may print anything
-            print(text, file=self._out, flush=True)
+            self._write(without_control(str(finding)))  # a program that was asked may print anything
 
     def end(self, *, upload: bool) -> int:
         """Write the verdict; the exit code."""
         warnings = f", {self._levels[WARN]} warning{'s' * (self._levels[WARN] != 1)}" if self._levels[WARN] else ""
         result = f"would NOT work: {self._levels[FAIL]} FAIL" if self.failed else "works here"
-        print(f"\nGuardianBerry {result}{warnings}.{'' if upload else _NO_UPLOAD}", file=self._out)
+        self._write(f"\nGuardianBerry {result}{warnings}.{'' if upload else _NO_UPLOAD}")
         return int(self.failed)
+
+    def _write(self, text: str) -> None:
+        """Raises SystemExit where nobody reads on, as in `--check | head -3`."""
+        try:
+            print(text, file=self._out, flush=True)
+        except BrokenPipeError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())  # for the rest, which Python writes at exit
+            raise SystemExit(1) from error
