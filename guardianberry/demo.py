@@ -116,11 +116,12 @@ def log_objects(folder: Path) -> int:
     """Images first, then videos, by time; returns how many."""
     found = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("s3/*/*.metadata.json")]
     found.sort(key=lambda item: (item[0].parent.name, item[1]["metadata"].get("recording_start_time", "")))
+    if not found and not _queued(folder):
+        log.info("demo: no event began; a warning above tells where inferences are too slow for this video")
+        return 0
     log.info("demo: %d object(s) arrived in the buckets", len(found))
     parts, bests = (len(list(folder.glob(f"s3/*/{pattern}.metadata.json"))) for pattern in ("live/*/*", "best/*"))
     log.info("demo: and %d part(s) of clips while they were recorded, %d best picture(s)", parts, bests)
-    if not found and not _queued(folder):
-        log.info("demo: no event began; a warning above tells where inferences are too slow for this video")
     for path, stored in found:
         metadata = stored["metadata"]
         log.info("  %s", path.with_name(path.name.removesuffix(".metadata.json")).relative_to(folder.parent.parent))

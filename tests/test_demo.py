@@ -59,6 +59,7 @@ def test_a_demo_that_finds_nobody_says_how_long_inferences_take(tmp_path: Path, 
     (slow,) = re.findall(r"WARNING .*an inference takes 1\.5 s, and an alert needs three", daemon.log)
     said = daemon.log.index("no event began; a warning above tells where inferences are too slow")
     assert daemon.log.index(slow) < said
+    assert "object(s) arrived" not in daemon.log
     assert "event 1" not in daemon.log
 
 
