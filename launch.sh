@@ -178,10 +178,8 @@ set_up_until_done() {
 }
 
 # Python names the line of a typing mistake, and not what to do.
-tell_typing_mistake() {
-    ! env/bin/python -c 'import ast; ast.parse(open("detect_and_upload.py").read())' 2>/dev/null || return
-    say "detect_and_upload.py has a typing mistake, in the line named above or before it: a quote or bracket is missing"
-}
+typing_mistake="detect_and_upload.py has a typing mistake, in the line named above or before it: a quote or bracket is missing"
+script_can_be_read() { env/bin/python -c 'import ast; ast.parse(open("detect_and_upload.py").read())'; }
 
 make_env_anew() {
     say "files in env/ are damaged, by a power cut perhaps: making it anew"
@@ -225,10 +223,7 @@ if [ -z "$watched" ]; then
         fi
         make_env_anew
     fi
-    if ! env/bin/python -c 'import ast; ast.parse(open("detect_and_upload.py").read())'; then
-        tell_typing_mistake
-        exit 78
-    fi
+    script_can_be_read || { say "$typing_mistake"; exit 78; }
     cd "$OLDPWD" || exit 1 # where the path of a video begins
     exec "$here/env/bin/python" "$here/detect_and_upload.py" "$@"
 fi
@@ -248,7 +243,8 @@ while :; do
     # 78: only an edit of the script helps. 2: wrong options, or Python cannot open the script (an update is under way).
     if [ -n "$asked_to_stop" ] || [ "$code" -eq 0 ] || [ "$code" -eq 78 ]; then exit "$code"; fi
     if [ "$code" -eq 2 ] && [ -t 2 ]; then exit 2; fi
-    if [ "$code" -eq 1 ]; then tell_typing_mistake; fi # and try again: an update may be under way
+    # A mistake is told, and the start tried again: an update may be under way.
+    [ "$code" -ne 1 ] || script_can_be_read 2>/dev/null || say "$typing_mistake"
     if [ $((SECONDS - started)) -gt 600 ]; then pause_s=2; fi
     if [ $((SECONDS - started)) -lt 60 ] && [ -z "$env_checked" ]; then
         env_checked=1 # once: what a new env/ does not help, another one will not
