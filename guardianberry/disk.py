@@ -31,6 +31,7 @@ _ADVICE = {
     errno.ESTALE: "the server no longer knows this mount: unmount it and mount it again",
     errno.ENOTCONN: "unmount it and mount it again",
 }
+FAULTS = frozenset({errno.EACCES, errno.EPERM, *_ADVICE})  # of a disk or folder; others concern a single file
 
 
 def write_atomically(path: Path, content: bytes) -> None:

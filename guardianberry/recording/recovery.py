@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from guardianberry import disk
 from guardianberry.filenames import DAMAGED_PREFIX, OPEN_PREFIX, PART_PREFIX, HeldName, VideoName, parse_open
 from guardianberry.logs import FirstOnes, OncePerCause
 from guardianberry.recording.finish_child import Outcome, finish_in_child
@@ -21,10 +22,6 @@ from guardianberry.recording.retention import disk_bytes
 log = logging.getLogger(__name__)
 
 _RETRY_S = 60.0  # each try copies the clip
-_DISK_FAULTS = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENXIO, errno.ENODEV, errno.ENOSPC, errno.EDQUOT,
-    errno.ESTALE, errno.ENOTCONN,
-}  # fmt: skip
 
 
 @dataclass
@@ -100,7 +97,7 @@ class Recovery:
 
     def _take(self, path: Path, outcome: Outcome) -> None:
         where = f"{self.folder.name}/{path.name}"
-        if outcome.errno in _DISK_FAULTS:
+        if outcome.errno in disk.FAULTS:
             raise OSError(outcome.errno, outcome.problem)
         if outcome.is_harmful:
             self._set_aside(path, outcome.problem)
