@@ -44,7 +44,7 @@ class AlertLane:
     """
 
     def __init__(
-        self, *, send: Callable[[Alert], bool], may_upload: Callable[[], bool], wake: Callable[[], None]
+        self, *, send: Callable[[Alert], None], may_upload: Callable[[], bool], wake: Callable[[], None]
     ) -> None:
         self._send, self._may_upload, self._wake = send, may_upload, wake
         self._stopped = threading.Event()

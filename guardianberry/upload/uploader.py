@@ -146,9 +146,9 @@ class Uploader:
         with self._live_gate.closed():
             self._sender.put_part(event_id, number, suffix, Body.of(content, self._alert_gate.wait))
 
-    def _send_alert(self, alert: Alert) -> bool:
+    def _send_alert(self, alert: Alert) -> None:
         with self._alert_gate.closed():
-            return self._send(alert, before_block=lambda: None)
+            self._send(alert, before_block=lambda: None)
 
     # The sweep
 
@@ -212,7 +212,8 @@ class Uploader:
         self._current = queued.path
         try:
             with queued.media_type.disk.call(OpenFile, queued) as file:
-                return self._send(file, before_block=self._live_gate.wait)
+                self._send(file, before_block=self._live_gate.wait)
+                return True
         except FileNotFoundError:
             pass
         except UnfitError as error:
@@ -223,8 +224,8 @@ class Uploader:
             self._current = None
         return False
 
-    def _send(self, source: Source, *, before_block: Callable[[], None]) -> bool:
-        """Always True. Raises UploadError, and OSError where the source cannot be read."""
+    def _send(self, source: Source, *, before_block: Callable[[], None]) -> None:
+        """Raises UploadError, and OSError where the source cannot be read."""
         queued = source.queued
         try:
             self._sender.send(source, before_block)
@@ -245,4 +246,3 @@ class Uploader:
                 self._wake.set()
         except OSError as error:
             self._queue.set_aside(queued, f"it is uploaded but cannot be deleted: {error.strerror}")
-        return True
