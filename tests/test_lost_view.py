@@ -79,6 +79,18 @@ def test_a_lost_view_is_told_once_within_90_s(change, reason):
     assert reason in told[0][1]
 
 
+def test_a_bare_scene_out_of_focus_is_told_though_noise_is_most_of_its_detail():
+    """An empty road: three edges, and the noise of the camera."""
+    bare = np.full((HEIGHT_PX, WIDTH_PX), 110, np.float32)
+    cv2.rectangle(bare, (20, 30), (60, 50), 150, -1)
+    cv2.line(bare, (0, 100), (159, 90), 140, 2)
+    guard = ViewGuard()
+    assert play(guard, lambda _: bare, 0, 180) == []
+    ((told_s, reason),) = play(guard, lambda _: blurred(bare), 180, 120)
+    assert told_s <= 90
+    assert "focus" in reason
+
+
 @pytest.mark.parametrize(
     "change",
     [

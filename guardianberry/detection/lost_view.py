@@ -30,8 +30,8 @@ EVERY_S = 1.0
 RECENT_PICTURES = 5  # their mean is judged: in the dark one picture holds more noise than edges
 SCENE_S = 900.0  # the time constant of the average: shadows wander, leaves fall
 MOST_SCENES = 4  # by day, by night, with the lamp, with the van
-# With hysteresis, (lost below, back above). Tried on eight films: light from 8 % to gamma 0.45, a lamp, fog, IR and
-# shake leave at least 0.57 and 0.64; cover, spray, shift and blur at most 0.48 or 0.58.
+# With hysteresis, (lost below, back above): between what light, fog, the IR cut filter and shake leave, and what cover,
+# spray, shift and blur leave, on the eight films of bench/view.py.
 CORRELATION = (0.52, 0.6)
 SHARPNESS = (0.62, 0.67)  # of the usual one
 BLUR_PX = 5  # of the edge maps: a camera that shakes by a small pixel still sees the same edges
