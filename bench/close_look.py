@@ -12,6 +12,7 @@ from typing import NamedTuple
 import detect_and_upload as script
 from bench.offline import CLIPS, SCENE, detector, frames
 from bench.report import table, write_section
+from guardianberry.detection.detector import Detector
 from guardianberry.detection.finder import PeopleFinder
 from guardianberry.recording.recorder import Inference, Recorder, Start
 
@@ -23,11 +24,17 @@ class Outcome(NamedTuple):
     start_s: float | None  # of the first event
 
 
-def watch(video: Path, *, crops: bool, seconds: float) -> Outcome:
-    """The daemon's loop over a video; every frame needs an inference, so that both ways make as many."""
-    finder = PeopleFinder(detector(), inference_at_least_every_s=0, ignore_zones=())
+def finder_with(the_detector: Detector, *, crops: bool) -> PeopleFinder:
+    """The daemon's, on every frame; without `crops` it always takes the whole one."""
+    finder = PeopleFinder(the_detector, inference_at_least_every_s=0, ignore_zones=())
     if not crops:
         finder._crop = lambda *_: None  # type: ignore[method-assign]
+    return finder
+
+
+def watch(video: Path, *, crops: bool, seconds: float) -> Outcome:
+    """The daemon's loop over a video; every frame needs an inference, so that both ways make as many."""
+    finder = finder_with(detector(), crops=crops)
     recorder = Recorder(
         min_gap_between_video_start_s=script.MIN_GAP_BETWEEN_VIDEO_START_S,
         person_gone_after_s=script.PERSON_GONE_AFTER_S,

@@ -16,6 +16,7 @@ import av
 import cv2
 import numpy as np
 
+from bench.close_look import finder_with
 from bench.offline import SCENE, detector, frames
 from bench.report import ROOT, table, write_section
 from guardianberry.camera.decoder import Frame
@@ -74,10 +75,8 @@ def walk(
         yield Frame(number, number / 10, frame), (left, top, left + size[0], GROUND_PX)
 
 
-def share_found(finder: PeopleFinder, film: Iterator[tuple[Frame, tuple]], *, crops: bool) -> float:
+def share_found(finder: PeopleFinder, film: Iterator[tuple[Frame, tuple]]) -> float:
     """Of the inferences with the person in view, the share that finds somebody at his place."""
-    if not crops:
-        finder._crop = lambda *_: None  # type: ignore[method-assign]
     found = []
     for frame, (left, top, right, bottom) in film:
         people = finder.find(frame, attentive=True) or []
@@ -101,12 +100,7 @@ def main() -> None:
     for height_px in heights_px:
         for row, crops in zip(rows, ways.values(), strict=True):
             shares = [
-                share_found(
-                    PeopleFinder(the_detector, inference_at_least_every_s=0, ignore_zones=()),
-                    walk(room, person, height_px),
-                    crops=crops,
-                )
-                for person in people
+                share_found(finder_with(the_detector, crops=crops), walk(room, person, height_px)) for person in people
             ]
             row.append(f"{100 * np.mean(shares):.0f} %")
     head = [f"{len(people)} people walk, {the_detector.model_name}", *(f"{height_px} px" for height_px in heights_px)]
