@@ -14,7 +14,7 @@ import pytest
 
 from tests.faulty_proxy import Answer, FaultyProxy
 from tests.s3_server import S3Server
-from tests.upload_rig import Rig, jpeg, mp4, wait_until, warnings
+from tests.upload_rig import Rig, jpeg, mp4, rig_of, wait_until, warnings
 
 UPLINK_BYTES_PER_S = 300_000 / 8
 ALERT_BYTES = 50_000
@@ -87,10 +87,8 @@ def rig(
     tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> Iterator[Rig]:
     caplog.set_level(logging.INFO)
-    rig = Rig(tmp_path, monkeypatch, url=s3.url, name=f"{os.getpid()}.{time.monotonic_ns()}")
-    s3.create_bucket(rig.images_bucket, rig.videos_bucket)
-    yield rig
-    rig.close()
+    with rig_of(s3, tmp_path, monkeypatch) as rig:
+        yield rig
 
 
 def name_of(number: int) -> str:

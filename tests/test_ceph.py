@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from guardianberry.doctor.s3 import check_uploads
 from guardianberry.upload.s3 import S3
 from tests.ceph import Ceph
 from tests.s3_server import S3Server
-from tests.upload_rig import SERIAL, Rig, jpeg, lines, mp4, wait_until, warnings
+from tests.upload_rig import SERIAL, Rig, jpeg, lines, mp4, rig_of, wait_until, warnings
 from viewer.objects import read_facts
 
 START = 1_700_000_000
@@ -37,10 +36,8 @@ def rig(
     tmp_path: Path, s3: S3Server, ceph: Ceph, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> Iterator[Rig]:
     caplog.set_level(logging.DEBUG)
-    rig = Rig(tmp_path, monkeypatch, url=ceph.url, name=f"{os.getpid()}.{time.monotonic_ns()}")
-    s3.create_bucket(rig.images_bucket, rig.videos_bucket)
-    yield rig
-    rig.close()
+    with rig_of(s3, tmp_path, monkeypatch, url=ceph.url) as rig:
+        yield rig
 
 
 def test_the_first_alert_is_stored_without_the_encryption_that_the_gateway_refuses(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import logging
-import os
 import socket
 import sys
 import threading
@@ -30,7 +29,7 @@ from tests.fakes import FakeClock
 from tests.faulty_proxy import Answer, FaultyProxy
 from tests.raw_server import DONE, RawServer, read_body
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
-from tests.upload_rig import Rig, lines, mp4, quick_pause, wait_until, warnings
+from tests.upload_rig import Rig, lines, mp4, quick_pause, rig_of, wait_until, warnings
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +50,8 @@ def rig(
 ) -> Iterator[Rig]:
     """Reaches the server through the proxy."""
     caplog.set_level(logging.DEBUG)
-    rig = Rig(tmp_path, monkeypatch, url=proxy.url, name=f"{os.getpid()}.{time.monotonic_ns()}")
-    s3.create_bucket(rig.images_bucket, rig.videos_bucket)
-    yield rig
-    rig.close()
+    with rig_of(s3, tmp_path, monkeypatch, url=proxy.url) as rig:
+        yield rig
 
 
 def recoveries(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -37,7 +37,7 @@ from guardianberry.upload.upload_file import (
 from tests.fakes import FakeClock
 from tests.faulty_proxy import Answer, FaultyProxy
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
-from tests.upload_rig import SERIAL, Rig, box, jpeg, lines, mp4, wait_until, warnings
+from tests.upload_rig import SERIAL, Rig, box, jpeg, lines, mp4, rig_of, wait_until, warnings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,10 +53,8 @@ def rig(
     tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> Iterator[Rig]:
     caplog.set_level(logging.DEBUG)
-    rig = Rig(tmp_path, monkeypatch, url=s3.url, name=f"{os.getpid()}.{time.monotonic_ns()}")
-    s3.create_bucket(rig.images_bucket, rig.videos_bucket)
-    yield rig
-    rig.close()
+    with rig_of(s3, tmp_path, monkeypatch) as rig:
+        yield rig
 
 
 def uploaded_names(caplog: pytest.LogCaptureFixture) -> list[str]:

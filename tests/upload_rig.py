@@ -6,14 +6,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from guardianberry.upload.uploader import Uploader
-from tests.s3_server import environment
+from tests.s3_server import S3Server, environment
 
 SERIAL = "10000000deadbeef"
 IMAGES_BUCKET, VIDEOS_BUCKET = "guardianberry.images", "guardianberry.videos"
@@ -37,6 +38,15 @@ def box(name: bytes, content: bytes) -> bytes:
 def quick_pause(event: threading.Event, timeout_s: float) -> bool:
     """Back-off in fast motion: a second lasts 20 ms."""
     return event.wait(timeout_s / 50)
+
+
+@contextmanager
+def rig_of(server: S3Server, folder: Path, monkeypatch: pytest.MonkeyPatch, *, url: str = "") -> Iterator[Rig]:
+    """With buckets of its own on a server that tests share; reaches it at `url`, a proxy's for example."""
+    rig = Rig(folder, monkeypatch, url=url or server.url, name=f"{os.getpid()}.{time.monotonic_ns()}")
+    server.create_bucket(rig.images_bucket, rig.videos_bucket)
+    yield rig
+    rig.close()
 
 
 class Rig:
