@@ -75,9 +75,7 @@ class Watch:
 
 
 def count_conversions(frame_class: Any) -> None:
-    convert = counted("bgr", frame_class.__dict__["bgr"].func)
-    frame_class.bgr = functools.cached_property(convert)
-    frame_class.bgr.__set_name__(frame_class, "bgr")
+    frame_class.bgr = property(counted("bgr", frame_class.bgr.fget))
 
 
 def name_threads() -> None:

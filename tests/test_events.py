@@ -398,7 +398,9 @@ class FakeCamera:
 
     def inference(self, time_s: float) -> Inference:
         bgr = np.full((240, 320, 3), 90, np.uint8)
-        return Inference(time_s, [0.87], 20, SimpleNamespace(bgr=bgr), [Person(10, 10, 60, 200, 0.87)])
+        return Inference(
+            time_s, [0.87], 20, SimpleNamespace(bgr=bgr, luma=lambda: bgr[:, :, 0]), [Person(10, 10, 60, 200, 0.87)]
+        )
 
 
 class FakeLane:

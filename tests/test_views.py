@@ -25,6 +25,9 @@ CUT = Person(0, 50, 250, 479, 0.95)
 class FakeFrame(NamedTuple):
     bgr: np.ndarray = np.zeros((480, 640, 3), np.uint8)
 
+    def luma(self) -> np.ndarray:
+        return self.bgr[:, :, 0]
+
 
 def seen(*people: Person) -> Inference:
     return Inference(0.0, [person.confidence for person in people], frame=FakeFrame(), people=list(people))

@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import av
 import av.error
@@ -30,15 +29,15 @@ class UnusableStreamError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One decoded picture. Converted to BGR on first use only."""
+    """One decoded picture."""
 
     number: int
     arrival_s: float
     picture: av.VideoFrame
 
-    @cached_property
+    @property
     def bgr(self) -> np.ndarray:
-        """(H, W, 3) uint8, contiguous."""
+        """(H, W, 3) uint8, contiguous. Converted at each use: it takes twice the memory of a frame that is kept."""
         # One thread: by default swscale starts one thread per core for every single frame.
         return np.ascontiguousarray(self.picture.reformat(format="bgr24", threads=1).to_ndarray())
 

@@ -75,9 +75,10 @@ class PeopleFinder:
         self._view_lost = self._view.lost(self._gate.small, frame.arrival_s) or self._view_lost
         if not is_needed:
             return None
-        height_px, width_px = frame.bgr.shape[:2]
+        bgr = frame.bgr
+        height_px, width_px = bgr.shape[:2]
         crop = self._crop(width_px, height_px, frame.arrival_s)
-        people = self.detector.find_people(frame.bgr, crop)
+        people = self.detector.find_people(bgr, crop)
         if crop:
             people = [person for person in people if person.confidence >= CROP_CONFIDENCE]
         people = outside(self._zones, people, width_px, height_px)

@@ -125,7 +125,7 @@ def check_camera(
         text = f"no frame within {wait_s:.0f} s: {fault.text if fault else 'the camera is silent'}"
         yield fail("video", text, _ADVICE.get(fault.cause if fault else "", _NO_CAMERA))
         return None
-    height_px, width_px = frame.bgr.shape[:2]
+    height_px, width_px = frame.luma().shape
     text = f"first frame after {took_s:.1f} s, {width_px} x {height_px}"
     if (width_px, height_px) == asked_px:
         yield ok("video", text)

@@ -144,10 +144,11 @@ class EventFiles:
     def _make_alert(self, seen: Inference, *, shows_a_person: bool = True) -> Alert:
         is_held = not self._clock.is_set()  # before the event id: the clock may be set in between
         event_id = self._clock.new_event_id(seen.time_s)
-        height_px, width_px = seen.frame.bgr.shape[:2]
+        bgr = seen.frame.bgr
+        height_px, width_px = bgr.shape[:2]
         confidence = max(1, round(100 * max(seen.confidences, default=0))) if shows_a_person else 0
         name = ImageName(event_id, confidence, width_px, height_px)
-        jpeg = alert_jpeg(seen.frame.bgr, seen.people if shows_a_person else [])
+        jpeg = alert_jpeg(bgr, seen.people if shows_a_person else [])
         alert = Alert(name, jpeg, seen.time_s, is_held)
         self._images.add(alert)
         self.started += shows_a_person

@@ -75,7 +75,7 @@ class Views:
         if not seen.people:
             return
         self._newest = seen
-        height_px, width_px = seen.frame.bgr.shape[:2]
+        height_px, width_px = seen.frame.luma().shape
         rank = max(_rank(person, width_px, height_px) for person in seen.people)
         if rank > self._best_rank:
             self.best, self._best_rank = seen, rank
