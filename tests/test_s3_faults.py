@@ -12,7 +12,10 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import botocore.loaders
+import botocore.session
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -21,6 +24,7 @@ from cryptography.x509.oid import NameOID
 
 from guardianberry.doctor.s3 import check_uploads
 from guardianberry.filenames import ImageName
+from guardianberry.upload.descriptions import needed_descriptions
 from guardianberry.upload.error_log import UploadErrorLog
 from guardianberry.upload.errors import NO_BUCKET, NO_CREDENTIALS, REJECTED, UploadError
 from guardianberry.upload.queue import MediaType
@@ -605,6 +609,22 @@ def test_an_endpoint_that_is_no_url_is_told_without_it(rig: Rig, caplog: pytest.
     assert len(warnings(caplog)) == 1
     assert "the-secret-of-the-day" not in caplog.text
     assert len(rig.left()) == 1
+
+
+@pytest.mark.parametrize("region", ["eu-central-1", "cn-north-1", "us-gov-west-1", "of-tomorrow-1"])
+def test_what_is_read_of_botocores_descriptions_is_enough(region: str) -> None:
+    """S3 is called by the daemon and by botocore itself, the other services where they issue the credentials."""
+
+    def client(service: str, descriptions: botocore.loaders.Loader) -> Any:
+        core = botocore.session.Session()
+        core.register_component("data_loader", descriptions)
+        return core.create_client(service, region, aws_access_key_id=ACCESS_KEY, aws_secret_access_key=SECRET_KEY)
+
+    ours, whole = needed_descriptions(), botocore.loaders.create_loader()
+    operations = client("s3", ours).meta.service_model.operation_names
+    assert sorted(operations) == ["CreateSession", "HeadBucket", "ListBuckets", "PutObject"]
+    for service in ("s3", "sts", "sso", "sso-oidc"):
+        assert client(service, ours).meta.endpoint_url == client(service, whole).meta.endpoint_url
 
 
 # Transport

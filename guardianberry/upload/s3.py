@@ -6,23 +6,17 @@ This module holds the only boto3 client. It tries twice at most; the sweep tries
 from __future__ import annotations
 
 import base64
-import functools
-import gzip
 import ipaddress
-import json
 import logging
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-import boto3.session
 import botocore.exceptions
-import botocore.loaders
-import botocore.session
-from botocore.config import Config
 
 from guardianberry.upload.connect import Addresses
+from guardianberry.upload.descriptions import needed_descriptions
 from guardianberry.upload.errors import (
     BAD_SET_UP,
     CREDENTIALS_UNREADABLE,
@@ -65,31 +59,6 @@ def keep_libraries_quiet() -> None:
     """
     for name in ("boto3", "botocore", "urllib3", "s3transfer"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-
-
-class _FilesWithoutDocumentation(botocore.loaders.JSONFileLoader):
-    """Reads botocore's descriptions of AWS without their documentation: 6 MB less for as long as the daemon runs."""
-
-    def load_file(self, file_path: str) -> Any:
-        for ending, open_file in ((".json", open), (".json.gz", gzip.open)):
-            try:
-                with open_file(file_path + ending, "rb") as file:
-                    return json.load(file, object_pairs_hook=_without_documentation)
-            except FileNotFoundError:
-                continue
-        return None
-
-
-def _without_documentation(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {key: "" if key == "documentation" and isinstance(value, str) else value for key, value in pairs}
-
-
-@functools.cache
-def _descriptions() -> botocore.loaders.Loader:
-    """Read once for all clients: a client that is made anew costs 10 ms and no memory, not 70 ms and 12 MB."""
-    loader = botocore.loaders.create_loader()
-    loader.file_loader = _FilesWithoutDocumentation()
-    return loader
 
 
 class S3:
@@ -209,8 +178,13 @@ class S3:
 
     def _make_client(self) -> Any:
         """A client with the credentials and the configuration as they are on the disk now. Raises UploadError."""
+        descriptions = needed_descriptions()  # before boto3, whose code takes the 6 MB that reading them leaves
+        import boto3.session
+        import botocore.session
+        from botocore.config import Config
+
         core = botocore.session.Session()
-        core.register_component("data_loader", _descriptions())
+        core.register_component("data_loader", descriptions)
         # A camera is not an EC2 machine. In its network anybody could answer at 169.254.169.254 and give us *his* keys.
         core.get_component("credential_provider").remove("iam-role")
         self._credentials = core.get_credentials()
