@@ -18,7 +18,7 @@ RATE_FPS = 10
 NEVER_S = 1e9
 HEIGHT_PX, WIDTH_PX = 480, 640
 LONGEST_FRAMES = 18 * RATE_FPS  # of each film; an event begins in it wherever the film has one
-INPUT_WIDTH_PX = 320  # as many events begin as with the daemon's 416, for 60 % of the computing
+INPUT_WIDTH_PX = 256  # as many events begin as with the daemon's 416, for 40 % of the computing
 MAX_DELAY_FRAMES = 3  # of a start, against an inference on every frame
 
 
@@ -246,7 +246,8 @@ def test_shrinking_averages_squares():
 
 # --- on real video, against an inference on every frame
 
-VIDEOS = [offline.SCENE, *sorted(offline.CLIPS.glob("*.mp4"))]
+WITHOUT_EVENTS = {"intel_car-detection.mp4", "moonfire_clip.mp4"}  # there is none to be lost
+VIDEOS = [offline.SCENE, *sorted(path for path in offline.CLIPS.glob("*.mp4") if path.name not in WITHOUT_EVENTS)]
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +262,7 @@ def test_no_event_is_lost_or_late_on_real_video(video: Path, finder):
     without = offline.play(seen, gate=None)
     # Without motion one inference a minute: the events must be found by their motion.
     through = offline.play(seen, gate=MotionGate(inference_at_least_every_s=60))
-    assert len(through.starts_s) == len(without.starts_s)
+    assert len(through.starts_s) == len(without.starts_s) > 0
     for plain_s, gated_s in zip(without.starts_s, through.starts_s, strict=True):
         assert gated_s - plain_s <= MAX_DELAY_FRAMES / RATE_FPS + 1e-6
 
