@@ -153,7 +153,7 @@ class Endurance:
         env = environment(self._proxy.url) | own_camera(folder / "bin")
         env |= {"STAND_IN_H264": str(footage), "STAND_IN_LOG": str(folder / "camera.jsonl")}
         env |= {"STAND_IN_CONTROL": str(self._control)}
-        self._daemon = Daemon(folder, models, env=env, **CONSTANTS, **constants, **self._buckets)
+        self._daemon = Daemon(folder, models, env=env, **(CONSTANTS | constants), **self._buckets)
 
     def run(self, duration_s: float, *, sample_every_s: float, quiet_s: tuple[float, float]) -> Report:
         """`quiet_s`: the shortest and the longest time between two faults of S3."""
