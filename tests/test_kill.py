@@ -18,9 +18,9 @@ from tests.daemon import SMALL_INPUT
 from tests.h264 import units
 from tests.test_clip import NAME, FakeTap, record, wait_until
 
-KILLS = 12
-WALL_S = 40.0  # no further kill after so long: a busy machine makes fewer
-FEWEST_KILLS = 8
+KILLS = 9
+WALL_S = 30.0  # no further kill after so long: a busy machine makes fewer
+FEWEST_KILLS = 6
 
 
 @pytest.mark.slow
