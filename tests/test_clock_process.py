@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.footage import WITH_A_PERSON, first_units
+from bench.footage import FRAME_RATE_FPS, WITH_A_PERSON, first_units
 from guardianberry.filenames import ImageName
 from tests.daemon import ROOT, SMALL_INPUT, Daemon
 from tests.h264 import decode
@@ -25,10 +26,11 @@ pytestmark = [
 CACHE_S = 1  # so often libfaketime looks at its file; at each look at the clock it would cost the most of the daemon
 YEARS_S = 3 * 365 * 86400
 LEFT_OVER = ImageName(1, 50, 640, 480)  # of an earlier run, its name is final
+CLIP_S, GAP_S = 5, 6
 EVENTS = {
-    "MAX_RECORDING_DURATION_S": 6,
+    "MAX_RECORDING_DURATION_S": CLIP_S,
     "PRE_ROLL_S": 1,
-    "MIN_GAP_BETWEEN_VIDEO_START_S": 7,
+    "MIN_GAP_BETWEEN_VIDEO_START_S": GAP_S,
     "CLOCK_WAIT_S": 10**9,
     "IMAGES_BUCKET": "images",
     "VIDEOS_BUCKET": "videos",
@@ -43,17 +45,18 @@ def s3():
         yield server
 
 
-def two_events(path: Path) -> Path:
-    """A person for 12 s, of whom two events are made, then minutes of an empty room."""
+def film(path: Path, *, events: int) -> Path:
+    """A person of whom so many events are made, then minutes of an empty room."""
     units = first_units(WITH_A_PERSON.stop)
-    path.write_bytes(b"".join(2 * units[WITH_A_PERSON] + 40 * units[:50]))
+    with_a_person = (events * units[WITH_A_PERSON])[: (events * GAP_S - 1) * FRAME_RATE_FPS]
+    path.write_bytes(b"".join(with_a_person + 40 * units[:50]))
     return path
 
 
 class FakedDaemon(Daemon):
     """Its wall clock is off by what `offset` says; its monotonic clock is the machine's."""
 
-    def __init__(self, folder: Path, models: Path, s3: S3Server, *, offset_s: int) -> None:
+    def __init__(self, folder: Path, models: Path, s3: S3Server, *, offset_s: int, events: int) -> None:
         self._offset_file = folder / "faketime"
         self.sync_file = folder / "synchronised"
         self.offset(offset_s)
@@ -63,7 +66,7 @@ class FakedDaemon(Daemon):
             "FAKETIME_CACHE_DURATION": str(CACHE_S),
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "DONT_FAKE_MONOTONIC": "1",
-            "STAND_IN_H264": str(two_events(folder / "footage.h264")),
+            "STAND_IN_H264": str(film(folder / "footage.h264", events=events)),
             "STAND_IN_LOG": str(folder / "camera.jsonl"),
         }
         super().__init__(folder, models, env=env, clock_sync_file=self.sync_file, **EVENTS)
@@ -101,7 +104,7 @@ def true_times_of_events(s3: S3Server, folder: Path) -> dict[int, tuple[int, flo
 def test_events_from_before_the_clock_was_set_are_held_and_then_truly_dated(tmp_path, models, s3):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / LEFT_OVER.encode()).write_bytes(b"\xff\xd8\xff\xff\xd9")
-    with FakedDaemon(tmp_path, models, s3, offset_s=-YEARS_S) as daemon:
+    with FakedDaemon(tmp_path, models, s3, offset_s=-YEARS_S, events=2) as daemon:
         seen_s = []
         for number in (1, 2):
             daemon.wait_for_log(r"event \d+:", count=number, timeout_s=90)
@@ -126,23 +129,27 @@ def test_events_from_before_the_clock_was_set_are_held_and_then_truly_dated(tmp_
     gap_s = event_ids[1] - event_ids[0]
     assert abs((sorted(found)[1] - sorted(found)[0]) - gap_s) <= 1
     for duration, by_packets_s in found.values():
-        assert duration == round(by_packets_s) == 6, "the clip over which the clock was set is as long as the other"
+        assert duration == round(by_packets_s) == CLIP_S, (
+            "the clip over which the clock was set is as long as the other"
+        )
 
 
-@pytest.mark.parametrize("jump_s", [3600, -3600])
-def test_a_clock_that_jumps_while_recording_changes_no_length_and_loses_nothing(tmp_path, models, s3, jump_s):
-    with FakedDaemon(tmp_path, models, s3, offset_s=0) as daemon:
+def test_a_clock_that_jumps_while_recording_changes_no_length_and_loses_nothing(tmp_path, models, s3):
+    """Forth in the first event and back in the second."""
+    jumps_s = (3600, -7200)
+    with FakedDaemon(tmp_path, models, s3, offset_s=0, events=3) as daemon:
         daemon.sync_file.touch()
-        daemon.wait_for_log(r"event \d+:", timeout_s=90)
-        daemon.offset(jump_s)
-        daemon.wait_for_log("video .*: uploaded", timeout_s=90)
-        daemon.wait_for_log(r"event \d+:", count=2, timeout_s=90)
-        daemon.wait_for_log("video .*: uploaded", count=2)
+        for number in (1, 2):
+            daemon.wait_for_log(r"event \d+:", count=number, timeout_s=90)
+            daemon.offset(sum(jumps_s[:number]))
+            daemon.wait_for_log("video .*: uploaded", count=number, timeout_s=90)
+        daemon.wait_for_log("video .*: uploaded", count=3, timeout_s=90)
     found = true_times_of_events(s3, tmp_path)
     event_ids = [int(event_id) for event_id in re.findall(r"event (\d+):", daemon.log)]
-    assert jump_s - 60 < event_ids[1] - event_ids[0] < jump_s + 60, "the second event id does not follow the clock"
-    assert found[event_ids[0]][0] == 6, "the clip over which the clock jumped has not its full length"
-    assert found[event_ids[0]][1] == pytest.approx(6, abs=0.3)
+    for (earlier, later), jump_s in zip(itertools.pairwise(event_ids), jumps_s, strict=True):
+        assert jump_s - 60 < later - earlier < jump_s + 60, "the next event id does not follow the clock"
+        assert found[earlier][0] == CLIP_S, "the clip over which the clock jumped has not its full length"
+        assert found[earlier][1] == pytest.approx(CLIP_S, abs=0.3)
     assert "WARNING" not in daemon.log, "something took the jump for a fault"
     sent = [json.loads(line) for line in (tmp_path / "camera.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len({entry["pid"] for entry in sent if "pid" in entry}) == 1, "the camera was restarted"
