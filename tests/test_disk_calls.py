@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from guardianberry.disk import DiskThread, what_to_do, write_atomically
+from guardianberry.disk import FAULTS, DiskThread, what_to_do, write_atomically
 from tests.mounts import read_only, small_disk
 
 
@@ -76,12 +76,14 @@ def test_a_timeout_of_the_call_itself_is_no_disk_that_hangs() -> None:
         (errno.EROFS, "Read-only file system: see `dmesg`"),
         (errno.EIO, "Input/output error: see `dmesg`"),
         (errno.ENOSPC, "No space left on device: free some space"),
+        (errno.EDQUOT, "Disk quota exceeded: free some space"),
         (errno.ESTALE, "unmount it and mount it again"),
         (errno.EINVAL, "Invalid argument: it is tried again"),
     ],
 )
 def test_each_fault_has_its_advice(tmp_path: Path, number: int, advice: str) -> None:
     assert advice in what_to_do(OSError(number, os.strerror(number)), tmp_path)
+    assert (number in FAULTS) == (number != errno.EINVAL), "is it the disk, or this file alone?"
 
 
 def test_a_folder_of_another_user_is_told_with_the_command_that_helps(tmp_path: Path) -> None:
