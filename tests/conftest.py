@@ -35,6 +35,17 @@ HOW_TO_GET = {
     "camera program": "a machine without a camera program",
 }
 
+# Files that take the longest, by `tests/run --durations=0`; each process begins with two of them. Those that mostly
+# wait stand among those that compute, so that both CPUs are busy from the beginning to the end.
+LONGEST = (
+    *("test_end_to_end", "test_camera", "test_motion", "test_camera_faults", "test_disk_faults", "test_launch"),
+    *("test_endurance", "test_weights", "test_s3_faults", "test_demo", "test_security", "test_aws_credentials"),
+    *("test_clock_process", "test_doctor", "test_aws", "test_uploader", "test_other_users", "test_visitors"),
+    *("test_live_process", "test_training", "test_stand_in_camera", "test_loop_watchdog", "test_kill"),
+    *("test_recovery", "test_aws_watch", "test_alert_lane", "test_disk", "test_adapter", "test_preparation"),
+    *("test_armed", "test_hostile_s3", "test_stream"),
+)
+
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -52,20 +63,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """An order of the files that keeps all processes busy to the end.
-
-    Slow tests mostly wait, the others compute: two files with slow tests, then one without, and so on, each time those
-    with the most tests. Small files come last.
-    """
+    """The files of LONGEST first, then those with the most tests: the small ones fill what is left at the end."""
     tests = Counter(item.path for item in items)
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    waiting = sorted(slow, key=lambda path: (-slow[path], path))
-    computing = sorted(tests.keys() - slow.keys(), key=lambda path: (-tests[path], path))
-    order: list[Path] = []
-    while waiting or computing:
-        order += waiting[:2] + computing[:1]
-        del waiting[:2], computing[:1]
-    items.sort(key=lambda item: order.index(item.path))
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (rank.get(item.path.stem, len(rank)), -tests[item.path], item.path))
 
 
 def pytest_collection_finish() -> None:
