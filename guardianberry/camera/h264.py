@@ -19,6 +19,7 @@ MAX_PICTURE_PX = 4096 * 2304  # as H.264's level 5.2 allows; the decoder may kee
 _START_CODE = b"\x00\x00\x01"
 _SLICE, _KEY_SLICE, _SPS, _PPS = 1, 5, 7, 8  # NAL unit types
 _B_SLICES = {1, 6}  # slice types
+_SLICE_HEAD_BYTES = 13  # hold a slice's type
 _PROFILES_WITH_PIXELS = {44, 83, 86, 100, 110, 118, 122, 128, 138, 144, 244}  # whose SPS says what pixels are
 
 
@@ -114,9 +115,7 @@ class Splitter:
             return None
         start -= start > 0 and data[start - 1] == 0  # the four-byte form
         data = data[start:]  # without junk before the first start code
-        nals = data.split(_START_CODE)[1:]
-        sets = [nal.rstrip(b"\x00") for nal in nals if nal and nal[0] & 31 in (_SPS, _PPS)]
-        first_slice = next((nal for nal in nals if nal and nal[0] & 31 == _SLICE), b"")
+        sets, first_slice = head(data)
         self.fault = self.fault or self._fault_of(data, sets, first_slice)
         if self.fault:
             return None
@@ -143,6 +142,24 @@ class Splitter:
                 return "its pixels have more than 8 bits, or more colour than 4:2:0"
             self._sps, self._size = sps, size
         return ""
+
+
+def head(unit: bytes) -> tuple[list[bytes], bytes]:
+    """The parameter sets of an access unit and the beginning of its first slice; the sets come before that (7.4.1.2.3).
+
+    Most of a unit is its slices: they are neither searched nor copied.
+    """
+    sets: list[bytes] = []
+    at = unit.find(_START_CODE)
+    while at >= 0:
+        nal = at + len(_START_CODE)
+        nal_type = unit[nal] & 31 if nal < len(unit) else 0
+        if nal_type in (_SLICE, _KEY_SLICE):
+            return sets, unit[nal : nal + _SLICE_HEAD_BYTES]
+        at = unit.find(_START_CODE, nal)
+        if nal_type in (_SPS, _PPS):
+            sets.append(unit[nal : at if at >= 0 else len(unit)].rstrip(b"\x00"))
+    return sets, b""
 
 
 def new_context() -> av.VideoCodecContext:
@@ -174,7 +191,7 @@ def has_small_pixels(sps: bytes) -> bool:
 
 def slice_type(nal: bytes) -> int:
     """Of a slice (ITU-T H.264, 7.3.3): the second Exp-Golomb code after the NAL unit's header; -1 if it has none."""
-    return [*_exp_golomb(nal[1:13], 2), -1, -1][1]
+    return [*_exp_golomb(nal[1:_SLICE_HEAD_BYTES], 2), -1, -1][1]
 
 
 def _exp_golomb(data: bytes, count: int) -> list[int]:

@@ -107,9 +107,13 @@ def shrink(luma: Array) -> Array:
     """Means over squares, as float32, about SMALL_WIDTH_PX wide. The mean removes most of the noise."""
     side_px = max(1, round(luma.shape[1] / SMALL_WIDTH_PX))
     height_px, width_px = luma.shape[0] // side_px, luma.shape[1] // side_px
-    # As floats, because OpenCV rounds means of bytes; cut to whole squares.
-    whole = luma[: height_px * side_px, : width_px * side_px].astype(np.float32)
-    return cv2.resize(whole, (width_px, height_px), interpolation=cv2.INTER_AREA)
+    whole = luma[: height_px * side_px, : width_px * side_px]
+    rows = whole[::side_px].astype(np.uint16)  # bytes would wrap at 255
+    for offset in range(1, side_px):
+        rows += whole[offset::side_px]
+    # As floats, because OpenCV rounds means of integers.
+    columns = cv2.resize(rows.astype(np.float32), (width_px, height_px), interpolation=cv2.INTER_AREA)
+    return columns / np.float32(side_px)
 
 
 def changed_pixels(before: Array, now: Array, *, levels: float, noise_factor: float) -> Array:
@@ -131,7 +135,10 @@ def correlation(a: Array, b: Array, *, of_flat: float) -> float:
 
 def middle(picture: Array) -> float:
     """About the median, from a sixteenth of the pixels."""
-    return float(np.median(picture[::4, ::4]))
+    levels = picture[::4, ::4].ravel()  # np.median takes seven times as long
+    at = (levels.size - 1) // 2, levels.size // 2
+    levels.partition(at)
+    return float(levels[at[0]] + levels[at[1]]) / 2
 
 
 def _relight(background: Array, small: Array) -> Array:
