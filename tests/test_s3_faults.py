@@ -29,6 +29,7 @@ from guardianberry.upload.error_log import UploadErrorLog
 from guardianberry.upload.errors import NO_BUCKET, NO_CREDENTIALS, REJECTED, UploadError
 from guardianberry.upload.queue import MediaType
 from guardianberry.upload.s3 import S3
+from guardianberry.upload.upload_file import Body
 from tests.fakes import FakeClock
 from tests.faulty_proxy import Answer, FaultyProxy
 from tests.raw_server import DONE, RawServer, read_body
@@ -713,6 +714,19 @@ def test_over_tls_a_certificate_of_another_name_is_not_trusted(
     assert "certificate is not trusted" in line
     assert "it is for another name" in line
     assert len(rig.left()) == 1
+
+
+def test_over_tls_the_trusted_certificates_are_read_before_the_first_upload(rig: Rig, tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path, x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
+    with S3Server(certificate=certificate) as server:
+        server.create_bucket(rig.images_bucket, rig.videos_bucket)
+        rig.monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate[0]))
+        rig.use(server.url)
+        client = S3(server_side_encryption=None)
+        client.prepare()
+        certificate[0].unlink()
+        for key in ("one", "two"):
+            assert client.put(rig.images_bucket, key, Body.of(b"x"), content_type="image/jpeg", metadata={})
 
 
 class KeepsConnections(BaseHTTPRequestHandler):

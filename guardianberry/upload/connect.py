@@ -6,7 +6,9 @@ would be late by 5 s for each IPv6 address of the server.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import ipaddress
 import itertools
 import os
 import selectors
@@ -165,3 +167,61 @@ def _begin(selector: selectors.BaseSelector, address: Address, options: Sequence
     except OSError:
         attempt.close()
         raise
+
+
+class Exchange:
+    """One request and its answer. When the time is over, the connection is shut down, whatever it is waiting for."""
+
+    def __init__(self, addresses: Addresses, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self.is_expired = False
+        self.is_elsewhere = False  # it should go to this machine alone, and the server's name leads elsewhere
+        self._addresses = addresses
+        self._reached: tuple[Server, Address] | None = None
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None  # a duplicate: the original goes from socket to TLS socket
+        self._timer = threading.Timer(0, self._expire)
+
+    def __enter__(self) -> Exchange:
+        self.limit(self.limit_s)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
+    def limit(self, limit_s: float) -> None:
+        """The time that is left from now on."""
+        self._timer.cancel()
+        self.limit_s = limit_s
+        self._timer = threading.Timer(limit_s, self._expire)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def connect(self, server: Server, options: Any, *, only_here: bool, timeout_s: float) -> socket.socket:
+        found = self._addresses.find(server)
+        if only_here:  # what /etc/hosts does not know, a name server answers, "localhost" too
+            found = [address for address in found if ipaddress.ip_address(address.sockaddr[0]).is_loopback]
+            self.is_elsewhere = not found
+        connected, address = connect(found, timeout_s=timeout_s, options=options or ())
+        connected.settimeout(timeout_s)
+        self._reached = server, address
+        with self._lock:
+            self._socket = connected.dup()
+        if self.is_expired:
+            self._expire()
+        return connected
+
+    def note(self, *, answered: bool) -> None:
+        if self._reached is not None:
+            self._addresses.note(*self._reached, answered=answered)
+
+    def _expire(self) -> None:
+        with self._lock:
+            self.is_expired = True
+            if self._socket is not None:
+                with contextlib.suppress(OSError):  # the other end has closed it already
+                    self._socket.shutdown(socket.SHUT_RDWR)

@@ -199,9 +199,10 @@ class S3:
         except ValueError as error:  # an endpoint that is not a URL; the text may hold a password
             raise UploadError(BAD_SET_UP, "the endpoint is not a URL") from error
         url = urlsplit(client.meta.endpoint_url)
-        if url.scheme != "https" and not _is_loopback(url.hostname or ""):
+        over_tls = url.scheme == "https"
+        if not over_tls and not _is_loopback(url.hostname or ""):
             raise UploadError(PLAIN_HTTP)
-        transport = Transport(self._addresses, core.get_config_variable("ca_bundle"))
+        transport = Transport(self._addresses, core.get_config_variable("ca_bundle"), over_tls=over_tls)
         client.meta.events.register("before-send.s3", transport.send)
         return client
 

@@ -6,10 +6,8 @@ uses before botocore sees it. The server may be hostile: it may answer for ever,
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import http.client
-import ipaddress
 import os
 import re
 import socket
@@ -25,7 +23,7 @@ import botocore.utils
 from urllib3.exceptions import NewConnectionError
 from urllib3.util import wait_for_read
 
-from guardianberry.upload.connect import Address, Addresses, Server, connect
+from guardianberry.upload.connect import Addresses, Exchange
 from guardianberry.upload.errors import CUT, NOT_S3, PLAIN_HTTP, UploadError
 
 _CONNECT_TIMEOUT_S = 5.0  # also for a block of the body to fit into the socket's buffer
@@ -53,64 +51,6 @@ _HEADERS = {
 }
 
 
-class Exchange:
-    """One request and its answer. When the time is over, the connection is shut down, whatever it is waiting for."""
-
-    def __init__(self, addresses: Addresses, limit_s: float) -> None:
-        self.limit_s = limit_s
-        self.is_expired = False
-        self.is_elsewhere = False  # it should go to this machine alone, and the server's name leads elsewhere
-        self._addresses = addresses
-        self._reached: tuple[Server, Address] | None = None
-        self._lock = threading.Lock()
-        self._socket: socket.socket | None = None  # a duplicate: the original goes from socket to TLS socket
-        self._timer = threading.Timer(0, self._expire)
-
-    def __enter__(self) -> Exchange:
-        self.limit(self.limit_s)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-        with self._lock:
-            if self._socket is not None:
-                self._socket.close()
-                self._socket = None
-
-    def limit(self, limit_s: float) -> None:
-        """The time that is left from now on."""
-        self._timer.cancel()
-        self.limit_s = limit_s
-        self._timer = threading.Timer(limit_s, self._expire)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def connect(self, server: Server, options: Any, *, only_here: bool) -> socket.socket:
-        found = self._addresses.find(server)
-        if only_here:  # what /etc/hosts does not know, a name server answers, "localhost" too
-            found = [address for address in found if ipaddress.ip_address(address.sockaddr[0]).is_loopback]
-            self.is_elsewhere = not found
-        connected, address = connect(found, timeout_s=_CONNECT_TIMEOUT_S, options=options or ())
-        connected.settimeout(_CONNECT_TIMEOUT_S)
-        self._reached = server, address
-        with self._lock:
-            self._socket = connected.dup()
-        if self.is_expired:
-            self._expire()
-        return connected
-
-    def note(self, *, answered: bool) -> None:
-        if self._reached is not None:
-            self._addresses.note(*self._reached, answered=answered)
-
-    def _expire(self) -> None:
-        with self._lock:
-            self.is_expired = True
-            if self._socket is not None:
-                with contextlib.suppress(OSError):  # the other end has closed it already
-                    self._socket.shutdown(socket.SHUT_RDWR)
-
-
 _local = threading.local()  # `exchange`: the one of this thread. urllib3 makes the connections, so they cannot be told
 
 
@@ -135,7 +75,9 @@ class _Connection:
     def _new_conn(self: Any) -> socket.socket:
         server = self._dns_host, self.port
         try:
-            connected: socket.socket = _local.exchange.connect(server, self.socket_options, only_here=self.only_here)
+            connected: socket.socket = _local.exchange.connect(
+                server, self.socket_options, only_here=self.only_here, timeout_s=_CONNECT_TIMEOUT_S
+            )
         except OSError as error:
             raise NewConnectionError(self, str(error)) from error
         return connected
@@ -196,7 +138,22 @@ class _HttpsPool(botocore.awsrequest.AWSHTTPSConnectionPool):
 
 
 class _Session(botocore.httpsession.URLLib3Session):
-    """botocore's way to send, with the certificate checked as ever, over connections of ours."""
+    """botocore's way to send, with the certificate checked as ever, over connections of ours.
+
+    `context` holds the trusted certificates; None: they are read for this session.
+    """
+
+    def __init__(self, context: ssl.SSLContext | None, **options: Any) -> None:
+        self._context = context
+        super().__init__(**options)
+
+    def _get_ssl_context(self) -> Any:
+        return self._context or super()._get_ssl_context()
+
+    def _setup_ssl_cert(self, conn: Any, url: str, verify: Any) -> None:
+        super()._setup_ssl_cert(conn, url, verify)
+        if self._context:
+            conn.ca_certs = None  # else urllib3 reads them into the context again
 
     def _get_pool_manager_kwargs(self, **extra: Any) -> Any:
         self._pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}  # before a manager takes them
@@ -210,9 +167,10 @@ class Transport:
     wait for the read timeout of ten seconds.
     """
 
-    def __init__(self, addresses: Addresses, ca_bundle: str | None) -> None:
+    def __init__(self, addresses: Addresses, ca_bundle: str | None, *, over_tls: bool) -> None:
         self._addresses = addresses
         self._verify = ca_bundle or os.environ.get("REQUESTS_CA_BUNDLE") or True
+        self._context = _context_that_trusts(self._verify) if over_tls else None
 
     def send(self, request: Any, **_: Any) -> Any:
         """The answer as botocore wants it. Raises botocore's exceptions, and UploadError for no second try."""
@@ -220,9 +178,11 @@ class Transport:
         if size_bytes < _MIN_EXPECT_BYTES:
             request.headers.pop("Expect", None)
         is_plain = urlsplit(request.url).scheme != "https"  # then the server is on this machine: no proxy
+        proxies = {} if is_plain else botocore.utils.get_environ_proxies(request.url)
         session = _Session(
+            None if proxies else self._context,  # a proxy has a certificate, too
             verify=self._verify,
-            proxies={} if is_plain else botocore.utils.get_environ_proxies(request.url),
+            proxies=proxies,
             timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S),
             socket_options=[
                 (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
@@ -249,6 +209,19 @@ class Transport:
         if request.method == "GET" and answer.status_code == 200 and b"<ListAllMyBucketsResult" not in content:
             raise UploadError(NOT_S3, "HTTP 200 to another question")  # the doctor's question; see `_reduced`
         return _reduced(answer, content)
+
+
+def _context_that_trusts(ca_bundle: str | bool) -> Any:
+    """Reading the certificates takes 30 ms of a PC's CPU, so it is not left to each upload.
+
+    None where they cannot be read: then each upload tries to, and fails with the reason.
+    """
+    context = botocore.httpsession.create_urllib3_context()
+    try:
+        context.load_verify_locations(botocore.httpsession.get_cert_path(ca_bundle))
+    except OSError:  # of ssl, too
+        return None
+    return context
 
 
 def _reduced(answer: Any, content: bytes) -> Any:
