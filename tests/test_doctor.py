@@ -307,6 +307,17 @@ def test_what_the_camera_program_refuses_is_told_with_what_helps(
     assert not advice or "ribbon" not in said
 
 
+def test_a_camera_program_that_hangs_is_told_as_one(machine: Machine, proxy: FaultyProxy) -> None:
+    machine.use(proxy.url)
+    machine.command("rpicam-vid", "exec sleep 60")
+    code, page = machine.check()
+    assert code == 1
+    said = line(page, "program", "FAIL")
+    assert "--help does not end within 3 s" in said
+    assert f"{machine.bin}/rpicam-vid --help" in said
+    assert "reinstall" not in said
+
+
 def test_camera_options_that_the_program_does_not_have(machine: Machine, proxy: FaultyProxy) -> None:
     machine.use(proxy.url)
     code, page = machine.check(CAMERA_OPTIONS=("--rotation", "180", "--hfilp"))

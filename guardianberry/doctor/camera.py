@@ -19,7 +19,7 @@ from guardianberry.camera.process import PACKAGE, VARIABLES, CameraError, fault_
 from guardianberry.disk import write_atomically
 from guardianberry.doctor.machine import cron_lines
 from guardianberry.doctor.page import Finding, fail, ok, warn
-from guardianberry.machine import answer_of
+from guardianberry.machine import ANSWER_TIMEOUT_S, answer_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,6 +56,12 @@ def check_program(root: Path, options: Sequence[str]) -> Generator[Finding, None
         return ""
     version = re.search(r"v\d+\.\d+[^\s]*", answer_of(program, "--version", variables=VARIABLES)[1])
     code, help_text = answer_of(program, "--help", variables=VARIABLES)
+    if code is None:
+        advice = (
+            f"See what it does:\n{program} --help\nIf that is slow only now, something else keeps this machine busy."
+        )
+        yield fail("program", f"{program} --help does not end within {ANSWER_TIMEOUT_S:.0f} s", advice)
+        return ""
     if code != 0:
         fault = fault_of_exit(program, code, help_text.splitlines())
         yield fail("program", f"--help: {fault.text}", _ADVICE.get(fault.cause, _ADVICE["install"]))
