@@ -34,7 +34,7 @@ from tests.fakes import FakeClock
 from tests.faulty_proxy import Answer, FaultyProxy
 from tests.raw_server import DONE, RawServer, read_body
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
-from tests.upload_rig import Rig, lines, mp4, quick_pause, rig_of, wait_until, warnings
+from tests.upload_rig import Rig, lines, mp4, quick_clock, quick_pause, rig_of, wait_until, warnings
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_each_error_is_logged_once_with_what_to_do_and_nothing_is_lost(
     for number in range(2):
         rig.add_image(1_700_000_000 + number)
     proxy.answer = answer
-    uploader = rig.start()
+    uploader = rig.start(clock=quick_clock)
     wait_until(lambda: uploader.counters().failed_tries >= 3, "it gives up")
     (line,) = warnings(caplog)
     assert advice in line
@@ -402,7 +402,7 @@ def test_a_name_that_does_not_resolve_is_a_network_fault(rig: Rig, caplog: pytes
 def test_a_server_that_says_nonsense_is_no_s3(rig: Rig, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture) -> None:
     rig.add_image(1_700_000_000)
     proxy.answer = Nonsense(200)
-    uploader = rig.start()
+    uploader = rig.start(clock=quick_clock)
     wait_until(lambda: uploader.counters().failed_tries >= 3, "it gives up")
     assert len(rig.left()) == 1
     assert len(warnings(caplog)) == 1
