@@ -245,6 +245,21 @@ def test_a_camera_program_that_is_installed_later_is_found(guard: Guard) -> None
 
 
 @pytest.mark.slow
+def test_a_killed_daemon_leaves_no_camera_behind_even_a_hung_one(guard: Guard) -> None:
+    """The daemon's last case: a hung camera never writes, so the closed pipe would not end it."""
+    guard.until_recording()
+    (camera,) = guard.children()
+    camera.send_signal(signal.SIGSTOP)
+    guard.daemon.kill()
+    give_up_s = time.monotonic() + 5
+    while Path(f"/proc/{camera.pid}").exists() and camera.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > give_up_s:
+            os.kill(camera.pid, signal.SIGKILL)
+            pytest.fail("the camera is an orphan")
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
 def test_video_that_breaks_the_detector_costs_a_camera_restart_and_not_the_daemon(tmp_path: Path, models: Path) -> None:
     guard = Guard(tmp_path, models, start=False)
     text = guard.daemon.script.read_text(encoding="utf-8")
@@ -259,21 +274,6 @@ def test_video_that_breaks_the_detector_costs_a_camera_restart_and_not_the_daemo
         guard.until_logged("camera is back: video from .*, relaunch 1")
         guard.until_recording()
     assert len(guard.warnings()) == 0, "said once, before the event"
-
-
-@pytest.mark.slow
-def test_a_killed_daemon_leaves_no_camera_behind_even_a_hung_one(guard: Guard) -> None:
-    """The daemon's last case: a hung camera never writes, so the closed pipe would not end it."""
-    guard.until_recording()
-    (camera,) = guard.children()
-    camera.send_signal(signal.SIGSTOP)
-    guard.daemon.kill()
-    give_up_s = time.monotonic() + 5
-    while Path(f"/proc/{camera.pid}").exists() and camera.status() != psutil.STATUS_ZOMBIE:
-        if time.monotonic() > give_up_s:
-            os.kill(camera.pid, signal.SIGKILL)
-            pytest.fail("the camera is an orphan")
-        time.sleep(0.02)
 
 
 @pytest.mark.slow

@@ -91,52 +91,6 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def guard(tmp_path_factory: pytest.TempPathFactory, models: Path, library: Path) -> Iterator[Guard]:
-    folder = tmp_path_factory.mktemp("guard") / "home"
-    env = {"LD_PRELOAD": str(library), "FAULTY_DISK": str(folder.parent / "fault")}
-    with Guard(folder, models, env=env) as guard:
-        yield guard
-        guard.end()
-
-
-FAULTS = [  # what is told of the others: test_each_fault_has_its_advice
-    ("slow", "images", None),
-    ("hang", "images", None),
-    ("hang", "videos", None),
-    (errno.EIO, "images", "Input/output error: see `dmesg`; check the cable"),
-    (errno.EIO, "videos", "Input/output error: see `dmesg`; check the cable"),
-    (errno.EROFS, "videos", "Read-only file system: see `dmesg`"),
-    (errno.ENOSPC, "images", "No space left on device: free some space"),
-]
-
-
-@pytest.mark.parametrize(("fault", "folder", "told"), FAULTS, ids=[f"{fault} {name}" for fault, name, _ in FAULTS])
-def test_a_disk_that_fails_in_mid_run_delays_no_alert_and_is_taken_again(guard, fault, folder, told):
-    control = guard.folder.parent / "fault"
-    before = len(guard.daemon.log)
-    control.write_text(f"{fault} {folder}", encoding="ascii")
-    guard.wait_for_alert()
-    if told is not None and folder == "videos":
-        guard.daemon.wait_until(lambda: f" {folder}/: " in guard.daemon.log[before:], "nothing is said of the disk")
-    control.unlink()
-    # An image that S3 has before the disk is asked is never written, so that the fault may go unseen.
-    if told is not None and f" {folder}/: " in guard.daemon.log[before:]:
-        guard.daemon.wait_until(lambda: f"{folder}/ works again" in guard.daemon.log[before:], "it does not recover")
-        lines = [line for line in guard.warnings(guard.daemon.log[before:]) if f" {folder}/: " in line]
-        assert len(lines) == 1, "told more than once"
-        assert told in lines[0]
-    guard.daemon.wait_until(
-        lambda: not any("/." in name or name.startswith("images/") for name in guard.daemon.pending()),
-        "something is left behind",
-        timeout_s=90,
-    )
-    log = guard.daemon.log[before:]
-    assert "LOST" not in log
-    assert "Traceback" not in log
-    assert ("full to the last byte" in log) <= (fault == errno.ENOSPC), "the reserve was used for another fault"
-
-
 @pytest.mark.parametrize("folder", ["images", "videos"])
 def test_a_disk_that_hangs_at_the_start_delays_no_alert(tmp_path, models, library, folder):
     control = tmp_path / "fault"
@@ -255,3 +209,52 @@ def test_two_images_with_the_largest_time_do_not_stop_the_start(tmp_path, models
         guard.daemon.wait_for_log("clock: .* is now 0-5-1-50-10-640-480.mp4")
         guard.wait_for_alert()
         guard.end()
+
+
+# One daemon through many faults: at the end of the file, so that it runs no longer than these tests
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory: pytest.TempPathFactory, models: Path, library: Path) -> Iterator[Guard]:
+    folder = tmp_path_factory.mktemp("guard") / "home"
+    env = {"LD_PRELOAD": str(library), "FAULTY_DISK": str(folder.parent / "fault")}
+    with Guard(folder, models, env=env) as guard:
+        yield guard
+        guard.end()
+
+
+FAULTS = [  # what is told of the others: test_each_fault_has_its_advice
+    ("slow", "images", None),
+    ("hang", "images", None),
+    ("hang", "videos", None),
+    (errno.EIO, "images", "Input/output error: see `dmesg`; check the cable"),
+    (errno.EIO, "videos", "Input/output error: see `dmesg`; check the cable"),
+    (errno.EROFS, "videos", "Read-only file system: see `dmesg`"),
+    (errno.ENOSPC, "images", "No space left on device: free some space"),
+]
+
+
+@pytest.mark.parametrize(("fault", "folder", "told"), FAULTS, ids=[f"{fault} {name}" for fault, name, _ in FAULTS])
+def test_a_disk_that_fails_in_mid_run_delays_no_alert_and_is_taken_again(guard, fault, folder, told):
+    control = guard.folder.parent / "fault"
+    before = len(guard.daemon.log)
+    control.write_text(f"{fault} {folder}", encoding="ascii")
+    guard.wait_for_alert()
+    if told is not None and folder == "videos":
+        guard.daemon.wait_until(lambda: f" {folder}/: " in guard.daemon.log[before:], "nothing is said of the disk")
+    control.unlink()
+    # An image that S3 has before the disk is asked is never written, so that the fault may go unseen.
+    if told is not None and f" {folder}/: " in guard.daemon.log[before:]:
+        guard.daemon.wait_until(lambda: f"{folder}/ works again" in guard.daemon.log[before:], "it does not recover")
+        lines = [line for line in guard.warnings(guard.daemon.log[before:]) if f" {folder}/: " in line]
+        assert len(lines) == 1, "told more than once"
+        assert told in lines[0]
+    guard.daemon.wait_until(
+        lambda: not any("/." in name or name.startswith("images/") for name in guard.daemon.pending()),
+        "something is left behind",
+        timeout_s=90,
+    )
+    log = guard.daemon.log[before:]
+    assert "LOST" not in log
+    assert "Traceback" not in log
+    assert ("full to the last byte" in log) <= (fault == errno.ENOSPC), "the reserve was used for another fault"
