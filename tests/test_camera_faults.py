@@ -120,6 +120,11 @@ class Guard:
         lines = (self.folder / "camera.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
         return [entry for entry in map(json.loads, lines) if "number" in entry]
 
+    def first_frame_s(self, *, before_s: float) -> float:
+        """Of the camera that sent frames just before then."""
+        sent = [entry for entry in self.frames() if entry["monotonic_s"] < before_s]
+        return next(entry["monotonic_s"] for entry in sent if entry["pid"] == sent[-1]["pid"])
+
     def slow_start_s(self) -> float:
         """What the last launch took longer than on a quiet machine."""
         pid, launched_s = self.launches()[-1]
@@ -167,6 +172,7 @@ def hold_to_the_promise(
     assert first_is_key
     assert name.duration == round(duration_s)
     began_s = int(event_id) - time.time() + time.monotonic() - EVENTS["PRE_ROLL_S"]
+    began_s = max(began_s, guard.first_frame_s(before_s=broken_s))
     assert duration_s >= broken_s - began_s - 1.5, "video from before the fault is missing"  # the event id is rounded
     assert frames >= 1
     assert f"recording stopped: {stopped}" in guard.log
