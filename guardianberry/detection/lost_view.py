@@ -20,7 +20,7 @@ from typing import Self
 import cv2
 import numpy as np
 
-from guardianberry.detection.motion import correlation, edge_strength
+from guardianberry.detection.motion import correlation, edge_strength, quantile
 from guardianberry.detection.postprocess import Array
 
 LOST_AFTER_S = 60.0  # somebody who passes close to the lens is gone by then
@@ -118,7 +118,7 @@ def _scene_of(picture: Array) -> _Scene:
     strength = edge_strength(picture)
     middle, coarse = cv2.GaussianBlur(picture, (0, 0), FINE_PX), cv2.GaussianBlur(picture, (0, 0), COARSE_PX)
     detail = cv2.absdiff(middle, coarse)
-    rich = detail >= np.quantile(detail, RICH_QUANTILE)
+    rich = detail >= quantile(detail, RICH_QUANTILE)
     sharpness = float(cv2.absdiff(picture, middle)[rich].mean()) / (float(detail[rich].mean()) + 1e-6)
-    is_dark = float(np.quantile(picture, 0.99)) < DARK_LEVELS
+    is_dark = quantile(picture, 0.99) < DARK_LEVELS
     return _Scene(cv2.GaussianBlur(strength, (BLUR_PX, BLUR_PX), 0), sharpness, is_dark)

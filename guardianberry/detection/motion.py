@@ -135,10 +135,16 @@ def correlation(a: Array, b: Array, *, of_flat: float) -> float:
 
 def middle(picture: Array) -> float:
     """About the median, from a sixteenth of the pixels."""
-    levels = picture[::4, ::4].ravel()  # np.median takes seven times as long
-    at = (levels.size - 1) // 2, levels.size // 2
-    levels.partition(at)
-    return float(levels[at[0]] + levels[at[1]]) / 2
+    return quantile(picture[::4, ::4], 0.5)
+
+
+def quantile(values: Array, share: float) -> float:
+    """As np.quantile, which takes up to seven times as long, and 1 MB of memory: it loads numpy.ma."""
+    ordered = values.flatten()
+    place = share * (ordered.size - 1)
+    low, high = math.floor(place), math.ceil(place)
+    ordered.partition((low, high))
+    return float(ordered[low]) * (1 - place + low) + float(ordered[high]) * (place - low)
 
 
 def _relight(background: Array, small: Array) -> Array:
@@ -147,7 +153,7 @@ def _relight(background: Array, small: Array) -> Array:
     for _ in range(3):
         gain, offset = _fit_line(was, now)
         error = np.abs(now - (gain * was + offset))
-        kept = error <= np.quantile(error, 0.7)  # people, lamps and glare differ from the light of the scene
+        kept = error <= quantile(error, 0.7)  # people, lamps and glare differ from the light of the scene
         was, now = was[kept], now[kept]
     return np.clip(np.float32(gain) * background + np.float32(offset), 0, 255)
 
