@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 _LISTENING = 0x10000  # __SO_ACCEPTCON in the flags of /proc/net/unix
-_PAUSE_S = 0.03
+_PAUSE_S = 0.1
 
 
 class Watcher:
