@@ -223,7 +223,7 @@ def test_without_a_network_nothing_is_lost_and_the_loop_never_notices(tmp_path, 
 def test_sigterm_in_mid_clip_keeps_the_clip(tmp_path, models):
     """Without any S3 server: the exit must not wait for the network."""
     env = environment("http://127.0.0.1:9") | camera(tmp_path, SCENE, start_s="3")
-    with Daemon(tmp_path, models, env=env, CLOCK_WAIT_S=0) as daemon:
+    with Daemon(tmp_path, models, env=env, CLOCK_WAIT_S=0, **SMALL_INPUT) as daemon:
         daemon.wait_for_log(r"event \d+", timeout_s=90)
         time.sleep(1.5)
         code, took_s = daemon.terminate()

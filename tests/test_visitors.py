@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import SCENE, Daemon
+from tests.daemon import SCENE, SMALL_INPUT, Daemon
 from tests.s3_server import S3Server
 
 
@@ -26,7 +26,7 @@ def test_somebody_new_within_the_gap_gets_an_image_of_their_own_and_no_clip(
     buckets = {"IMAGES_BUCKET": f"images-{unique}", "VIDEOS_BUCKET": f"videos-{unique}"}
     s3.create_bucket(*buckets.values())
     env = s3.environment() | {"STAND_IN_VIDEO": str(SCENE), "STAND_IN_AT_END": "hold", "STAND_IN_START_S": "4"}
-    with Daemon(tmp_path, models, env=env, CLOCK_WAIT_S=0, **buckets) as daemon:
+    with Daemon(tmp_path, models, env=env, CLOCK_WAIT_S=0, **SMALL_INPUT, **buckets) as daemon:
         daemon.wait_for_log(r"image .*: uploaded", count=2, timeout_s=120)
         daemon.wait_for_log(r"video .*: uploaded", timeout_s=60)
         daemon.wait_until(lambda: not daemon.pending(), "videos/ and images/ are not empty")
