@@ -4,6 +4,7 @@ Only `OpenVinoRuntime` knows OpenVINO; another runtime implements `Runtime`.
 """
 
 import logging
+import mmap
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,9 +59,13 @@ class OpenVinoRuntime:
             **({"INFERENCE_PRECISION_HINT": precision} if precision else {}),
         }
         try:
-            self._graph = self._core.read_model(xml)
+            with xml.with_suffix(".bin").open("rb") as file:
+                # Must stay as long as the network, which does not hold them.
+                self._weights = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            weights = self._ov.Tensor(np.frombuffer(self._weights, np.uint8), shared_memory=True)
+            self._graph = self._core.read_model(xml.read_text(encoding="utf-8"), weights)
             self.info = read_info(self._graph)
-        except (RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise WeightsError(f"{xml} cannot be used: {reason}. Delete it; the next start makes it again.") from error
 
@@ -72,6 +77,7 @@ class OpenVinoRuntime:
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise WeightsError(f"No network for an input of {width_px}x{height_px} px: {reason}") from error
+        self._weights.madvise(mmap.MADV_DONTNEED)  # it has its own; what it needs of these is read from the file again
         self._outputs = [self._request.get_output_tensor(i).data for i in range(len(self._graph.outputs))]
 
     def infer(self, frames: Array) -> list[Array]:
