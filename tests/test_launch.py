@@ -86,9 +86,10 @@ class Launcher:
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / "log").open("ab") as log:
-            # Tests that run in the background may have SIGINT ignored, and a shell cannot trap what it began with so.
+            # Tests that run in the background may have SIGINT ignored, those under nohup SIGHUP; a shell cannot trap
+            # what it began with so.
             self.process = subprocess.Popen(
-                ["/usr/bin/env", "--default-signal=INT", str(self.folder / "launch.sh"), *arguments],
+                ["/usr/bin/env", "--default-signal=INT,HUP", str(self.folder / "launch.sh"), *arguments],
                 cwd="/",
                 env=self.env,
                 stdout=log,

@@ -476,7 +476,9 @@ def put(client: Any, bucket: str, key: str, body: bytes, metadata: dict[str, str
 
 
 def viewer_process(folder: Path, environment: dict[str, str], *options: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "viewer", "--folder", str(folder), "--days", "30000", *options]
+    # Tests that run in the background may have SIGINT ignored.
+    command = ["/usr/bin/env", "--default-signal=INT", sys.executable, "-m", "viewer", "--folder", str(folder)]
+    command += ["--days", "30000", *options]
     env = {**os.environ, **environment, "TZ": "UTC"}
     return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
