@@ -196,7 +196,7 @@ def slice_type(nal: bytes) -> int:
 
 def _exp_golomb(data: bytes, count: int) -> list[int]:
     """The first codes in the data (9.1); fewer where it ends before."""
-    bits = "".join(f"{byte:08b}" for byte in data)
+    bits = f"{int.from_bytes(data):0{8 * len(data)}b}"
     values: list[int] = []
     while len(values) < count:
         zeros = bits.find("1")
