@@ -238,10 +238,12 @@ def run(folder: Path, stop: threading.Event, at_the_end: ExitStack, *, demo: boo
     events.begin()
     for part in (uploader, duty, heartbeat):
         part.start()
-    last_number = -1
+    last_number, expected_s = -1, float("-inf")
     while not stop.is_set():
         # Check health: of the loop, the camera (none off duty), the clip (does it still get video?), the disks
-        expect_another_pass()
+        if clock.monotonic() - expected_s >= LOOP_TICK_S:
+            expected_s = clock.monotonic()
+            expect_another_pass()
         camera.check_and_launch_libcamera(is_wanted=duty.is_armed())
         if (reason := events.clip_end_reason) and (stopped := recorder.end(clock.monotonic(), reason)):
             events.stop(stopped)
@@ -282,7 +284,7 @@ def run(folder: Path, stop: threading.Event, at_the_end: ExitStack, *, demo: boo
 
 
 def expect_another_pass() -> None:
-    """Unless this is called again within LOOP_STALL_S, the process ends with a stack dump."""
+    """Unless this is called again within LOOP_STALL_S, the process ends with a stack dump. It starts a thread."""
     with suppress(RuntimeError):  # no thread can be started now, which must not end the guard
         faulthandler.dump_traceback_later(LOOP_STALL_S, exit=True)
 
