@@ -17,7 +17,7 @@ from guardianberry.detection.motion import MotionGate, shrink
 RATE_FPS = 10
 NEVER_S = 1e9
 HEIGHT_PX, WIDTH_PX = 480, 640
-LONGEST_FRAMES = 18 * RATE_FPS  # of each film; an event begins in it wherever the film has one
+LONGEST_FRAMES = 10 * RATE_FPS  # of each film; an event begins in it wherever the film has one
 INPUT_WIDTH_PX = 256  # as many events begin as with the daemon's 416, for 40 % of the computing
 MAX_DELAY_FRAMES = 3  # of a start, against an inference on every frame
 
