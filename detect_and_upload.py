@@ -224,13 +224,12 @@ def run(folder: Path, stop: threading.Event, at_the_end: ExitStack, *, demo: boo
     from guardianberry.detection.preparation import Preparation
 
     preparation = Preparation(WEIGHTS, HERE / "models", stop=stop)
-    detector = make_first_detector(preparation)
+    finder = make_finder(make_first_detector(preparation))  # which alone holds it: it may be replaced
     clock = Clock(wait_s=0 if demo else CLOCK_WAIT_S, is_synchronised=system_clock_is_synchronised)
-    uploader = make_uploader(folder, clock, detector.model_name)
+    uploader = make_uploader(folder, clock, finder.detector.model_name)
     events = make_event_files(folder, clock, uploader)
     recorder = make_recorder(demo=demo)
     camera = make_camera(wait_for_other_users=not demo)  # a demo does not use the real camera
-    finder = make_finder(detector)
     summary = DailySummary(folder, uploader, clock.monotonic())
     duty = Duty(folder, ArmedHours("" if demo else ARMED_HOURS), is_synchronised=system_clock_is_synchronised)
     heartbeat = make_heartbeat(folder, uploader, camera, events, duty, demo=demo)
