@@ -366,13 +366,13 @@ def test_input_sizes_are_those_of_yolov5(frame: tuple[int, int], long_side: int,
 
 
 def test_scaled_frames_are_interpolated_between_grey_bars() -> None:
-    stripes = np.zeros((720, 1280, 3), np.uint8)
+    stripes = np.full((720, 1280, 3), (60, 0, 0), np.uint8)
     stripes[:, ::2, 2] = 200
     packed = Letterbox(720, 1280, 640).pack(stripes)[0]
     assert packed.shape == (384, 640, 3)
     assert (packed[:12] == 114).all()
     assert (packed[372:] == 114).all()
-    assert (packed[12:372] == [0, 0, 100]).all()
+    assert (packed[12:372] == [60, 0, 100]).all()
 
 
 boxes = st.lists(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from guardianberry.detection.darkness import DARK_MEAN_LEVEL, brightened, mean_level
 from training.augment import GREY, _paste, flip, mosaic, recolour
 from training.data import Dataset, Example
 from training.night import at_night
@@ -126,10 +127,23 @@ def _view(kind: Kind, pools: Pools, shards: Dataset, night: Dataset, size_px: in
         seen = example.bgr
         if rng.random() < DEGRADE_REAL_SHARE:
             seen = at_night(seen, example.boxes, rng)
-        return View(example.bgr, seen, example.boxes, kind)
+        return View(example.bgr, as_the_network_sees(seen, rng), example.boxes, kind)
     pool = pools.nobody if kind.nobody else pools.people
     example = _draw(shards, pool, size_px, rng, highest=1.6, mosaics=MOSAIC_SHARE)
     clean = recolour(example.bgr, rng) if rng.random() < 0.3 else example.bgr
     if kind in (Kind.DAY_PEOPLE, Kind.DAY_NOBODY):
         return View(clean, clean, example.boxes, kind)
-    return View(clean, at_night(clean, example.boxes, rng), example.boxes, kind)
+    return View(clean, as_the_network_sees(at_night(clean, example.boxes, rng), rng), example.boxes, kind)
+
+
+def as_the_network_sees(picture_bgr: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+    """With what the daemon does to dark pictures; with `rng` a little more or less of it. Padding stays."""
+    padding = (picture_bgr == GREY).all(2)
+    seen = picture_bgr.copy()
+    seen[padding] = picture_bgr[~padding].mean(0) if not padding.all() else GREY
+    if mean_level(seen) > (rng.uniform(35, 65) if rng else DARK_MEAN_LEVEL):
+        return picture_bgr
+    strength = {"smoothing_px": rng.uniform(0.8, 1.4), "target_mean_level": rng.uniform(35, 75)} if rng else {}
+    seen = brightened(seen, **strength)
+    seen[padding] = GREY
+    return seen

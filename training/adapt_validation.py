@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from guardianberry.detection.yolov5 import Model
-from training.adapt_data import NOBODY_SOURCES, night_split
+from training.adapt_data import NOBODY_SOURCES, as_the_network_sees, night_split
 from training.augment import letterbox
 from training.data import Dataset, Example
 from training.loss import by_cell, teacher_scores
@@ -51,7 +51,7 @@ def validate(model: Model, shards: Dataset, night: Dataset) -> str:
     usable = [e for e in held if len(e.boxes) or e.name.rpartition("_")[2] in NOBODY_SOURCES]
     real = [night[i] for i in night_split(night)[1]]
     rng = np.random.default_rng(5)
-    dark = [Example(e.name, at_night(e.bgr, e.boxes, rng), e.boxes) for e in usable]
+    dark = [Example(e.name, as_the_network_sees(at_night(e.bgr, e.boxes, rng)), e.boxes) for e in usable]
     lines = []
     for name, examples in (("day", usable), ("made night", dark), ("real night", real)):
         frames = [letterbox(example, SIZE_PX, SIZE_PX).bgr for example in examples]

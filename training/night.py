@@ -12,9 +12,10 @@ import math
 import cv2
 import numpy as np
 
-INFRARED_SHARE, DIM_GREY_SHARE = 0.5, 0.2  # the others are dim and keep some colour
-MEAN_LEVELS = (8.0, 110.0)  # mean grey after exposure, 0 to 255, log-uniform
+INFRARED_SHARE, DIM_GREY_SHARE = 0.4, 0.4  # the others are dim and keep some colour
+MEAN_LEVELS = (8.0, 90.0)  # mean grey after exposure, 0 to 255, log-uniform
 NOISE_LEVELS = (1.0, 28.0)  # standard deviation of the noise in grey levels, log-uniform
+MOST_NOISE = 1.3  # of the picture's own standard deviation; under more nobody can be seen, and all of it is guessed
 PAD_LEVEL = 114  # the daemon's padding around a picture stays as it is at night
 
 
@@ -146,7 +147,8 @@ def _add_noise(levels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if levels.ndim == 3 and rng.random() < 0.5:
         noise = noise * np.float32(0.4) + _mean_of_channels(noise) * np.float32(1.4)
     shot = np.sqrt(np.maximum(levels, 0) / 40 + np.float32(rng.uniform(0.1, 1.0)))
-    noisy = levels + noise * shot * np.float32(strength)
+    most = MOST_NOISE / blot * float(levels.std()) / float(shot.mean())
+    noisy = levels + noise * shot * np.float32(min(strength, most))
     if rng.random() < 0.3:
         noisy = cv2.GaussianBlur(noisy, (0, 0), rng.uniform(0.5, 1.3))
     if rng.random() < 0.3:

@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from guardianberry.detection.darkness import brightened, is_dark
+
 Array = NDArray[Any]
 GRID_PX = 32  # the coarsest stride: sides of the network's input are multiples of it
 GREY = 114  # what YOLOv5 pads with
@@ -51,16 +53,20 @@ class Letterbox:
             self._inner = self._canvas[self.top_px : bottom_px, self.left_px : right_px]
 
     def pack(self, frame: Array) -> Array:
-        """[1, height, width, 3] for the network; the frame's own memory, without a copy, if it has the right size.
+        """[1, height, width, 3] for the network, a dark picture brightened; the frame itself is not changed.
 
-        Otherwise the array is overwritten by the next call.
+        Without a copy, if the frame has the right size and is not dark. Else the next call may overwrite the array.
         """
         if self._canvas is None:
+            if is_dark(frame):
+                return brightened(frame)[None]
             return np.require(frame, np.uint8, ["C", "W"])[None]  # OpenVINO reads only writeable memory in place
         if self.scaled_px == self.frame_px:
             np.copyto(self._inner, frame)
         else:
             cv2.resize(frame, self.scaled_px[::-1], dst=self._inner, interpolation=cv2.INTER_LINEAR)
+        if is_dark(self._inner):
+            np.copyto(self._inner, brightened(self._inner))
         return self._canvas[None]
 
     def unpack(self, boxes: Array) -> Array:
