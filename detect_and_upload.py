@@ -240,9 +240,7 @@ def run(folder: Path, stop: threading.Event, at_the_end: ExitStack, *, demo: boo
     last_number, expected_s = -1, float("-inf")
     while not stop.is_set():
         # Check health: of the loop, the camera (none off duty), the clip (does it still get video?), the disks
-        if clock.monotonic() - expected_s >= LOOP_TICK_S:
-            expected_s = clock.monotonic()
-            expect_another_pass()
+        expected_s = expect_another_pass(expected_s)
         camera.check_and_launch_libcamera(is_wanted=duty.is_armed())
         if (reason := events.clip_end_reason) and (stopped := recorder.end(clock.monotonic(), reason)):
             events.stop(stopped)
@@ -282,10 +280,16 @@ def run(folder: Path, stop: threading.Event, at_the_end: ExitStack, *, demo: boo
             events.alert(inference, view_lost=reason)
 
 
-def expect_another_pass() -> None:
-    """Unless this is called again within LOOP_STALL_S, the process ends with a stack dump. It starts a thread."""
+def expect_another_pass(expected_s: float = float("-inf")) -> float:
+    """Unless this is called again within LOOP_STALL_S, the process ends with a stack dump.
+
+    Returns when it was set; that is handed in again. Each time a thread starts, so every LOOP_TICK_S is enough.
+    """
+    if (now_s := time.monotonic()) - expected_s < LOOP_TICK_S:
+        return expected_s
     with suppress(RuntimeError):  # no thread can be started now, which must not end the guard
         faulthandler.dump_traceback_later(LOOP_STALL_S, exit=True)
+    return now_s
 
 
 def finish(

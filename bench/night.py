@@ -37,7 +37,6 @@ from training.metrics import area_under_curve
 
 FALSE_RATE = 0.03
 OFFICIAL = "yolov5n.pt"
-BRIGHTENED = " brightened"
 LOWEST_SCORE = 0.001
 DARK_MEAN_LEVEL, READ_NOISE_LEVEL, DARK_JPEG_QUALITY = 16.0, 4.0, 45
 
@@ -171,7 +170,7 @@ def graphs(options: argparse.Namespace, folder: Path) -> list[Graph]:
     found = [Graph(ROOT / "models" / "guardianberry-n.xml", "guardianberry-n.xml")]
     if official.exists():
         convert_checkpoint(official, folder / "official.xml", half=False)
-        found[:0] = [Graph(folder / "official.xml", name) for name in (OFFICIAL, OFFICIAL + BRIGHTENED)]
+        found[:0] = [Graph(folder / "official.xml", name) for name in (OFFICIAL, f"{OFFICIAL} brightened")]
         for number, adapter in enumerate(options.adapter):
             out = folder / f"adapted{number}.xml"
             convert_checkpoint(official, out, adapter, half=False)
